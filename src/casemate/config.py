@@ -1,0 +1,138 @@
+"""Typed configuration: one TOML file, drop-ins beside it, and the environment for the two directories.
+
+``/etc/casemate/config.toml`` is read first, then ``/etc/casemate/config.d/*.toml`` in the order of their names; a later
+file wins key by key. ``CASEMATE_CONFIG`` names another first file (its drop-ins are in ``config.d`` beside it).
+``CASEMATE_ROOT`` and ``CASEMATE_RUN`` override the directories. A key that is not known is an error.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import platform
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from casemate.errors import ConfigError
+
+DEFAULT_FILE = Path("/etc/casemate/config.toml")
+ACCELERATORS = ("auto", "kvm", "tcg")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting, with its default. Memory is in MiB, times in seconds."""
+
+    root: Path = Path("/var/lib/casemate")
+    """What lasts: images, guest bundles, containers."""
+    run: Path = Path("/run/casemate")
+    """What a reboot may take: sockets, leases, probe results."""
+    accelerator: str = "auto"
+    """``auto`` (KVM when a probe guest makes progress, else TCG), ``kvm`` or ``tcg``."""
+    qemu: str = "qemu-system-x86_64"
+    """The VMM's program, a name on the PATH or a path."""
+    virtiofsd: str = "/usr/lib/qemu/virtiofsd"
+    """The file server's program."""
+    memory: int = 1024
+    """Guest memory when a container does not ask."""
+    memory_minimum: int = 128
+    """The least that ``--memory`` may ask."""
+    vmm_overhead: int = 160
+    """What the host control group gets beside the guest's memory: VMM, file server, keeper."""
+    vcpus: int = 1
+    """Virtual processors when a container does not ask."""
+    guest: str = ""
+    """Digest of the guest bundle to use; empty means the newest built."""
+    boot_timeout: int = 120
+    """How long the agent may take to answer after the machine starts."""
+    call_timeout: int = 60
+    """How long the agent may take to answer one request."""
+    stop_timeout: int = 10
+    """How long ``stop`` waits between the stop signal and SIGKILL."""
+    log_size: int = 16
+    """How many MiB of a container's output are kept."""
+    network: str = "10.87.0.0/16"
+    """Addresses of sandboxes; the first is the gateway's."""
+    mtu: int = 1500
+    """Largest packet of the sandbox's interface, in bytes."""
+    uid_base: int = 1_879_048_192
+    """First of 65,536 user ids that sandboxes' VMMs run as, one each; none may belong to a real user."""
+
+
+def load(environ: dict[str, str] | None = None) -> Config:
+    """Read the configuration.
+
+    Arguments:
+        environ: the environment to read; the process's own when None.
+
+    Raises:
+        ConfigError: a file is not TOML, a key is unknown, a value has the wrong type or is out of bounds.
+    """
+    env: Any = os.environ if environ is None else environ
+    config = Config()
+    named = env.get("CASEMATE_CONFIG")
+    first = Path(named) if named else DEFAULT_FILE
+    if named and not first.exists():
+        raise ConfigError(f"configuration {first} does not exist", "set CASEMATE_CONFIG to a file or unset it")
+    paths = [first] if first.exists() else []
+    drop_ins = first.parent / "config.d"
+    if drop_ins.is_dir():
+        paths += sorted(drop_ins.glob("*.toml"))
+    for path in paths:
+        config = _merge(config, path)
+    for key, variable in (("root", "CASEMATE_ROOT"), ("run", "CASEMATE_RUN")):
+        if env.get(variable):
+            config = replace(config, **{key: Path(env[variable])})  # type: ignore[arg-type]
+    _check(config)
+    return config
+
+
+def _merge(config: Config, path: Path) -> Config:
+    import tomllib  # only where there is a file to read: the import costs more than the reading
+
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"configuration {path}: {error}", "mend the file") from None
+    known = {field.name: type(getattr(config, field.name)) for field in fields(config)}
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(f"configuration {path}: unknown key {key!r}", "known are " + ", ".join(sorted(known)))
+        if issubclass(known[key], Path):
+            if not isinstance(value, str):
+                raise ConfigError(f"configuration {path}: {key} must be a path in quotes")
+            changes[key] = Path(value)
+        elif type(value) is not known[key]:
+            raise ConfigError(f"configuration {path}: {key} must be of type {known[key].__name__}")
+        else:
+            changes[key] = value
+    return replace(config, **changes)
+
+
+def _check(config: Config) -> None:
+    for key in ("root", "run"):
+        if not getattr(config, key).is_absolute():
+            raise ConfigError(f"{key} must be an absolute path, not {getattr(config, key)}")
+    if config.accelerator not in ACCELERATORS:
+        raise ConfigError(f"accelerator must be one of {', '.join(ACCELERATORS)}, not {config.accelerator!r}")
+    bounds = {
+        "memory": (64, 1 << 22), "memory_minimum": (64, 4096), "vmm_overhead": (32, 65536), "vcpus": (1, 256),
+        "boot_timeout": (1, 3600), "call_timeout": (1, 3600), "stop_timeout": (0, 86400), "log_size": (1, 65536),
+        "mtu": (576, 65521), "uid_base": (1000, (1 << 32) - 65538),
+    }
+    for key, (low, high) in bounds.items():
+        if not low <= getattr(config, key) <= high:
+            raise ConfigError(f"{key} must be from {low} to {high}, not {getattr(config, key)}")
+    try:
+        network = ipaddress.IPv4Network(config.network)
+    except ValueError as error:
+        raise ConfigError(f"network: {error}", "give it as address/prefix, such as 10.87.0.0/16") from None
+    if not 8 <= network.prefixlen <= 29:
+        raise ConfigError(f"network {config.network} must have a prefix from /8 to /29")
+
+
+def machine() -> str:
+    """The processor architecture in the kernel's words, such as ``x86_64``."""
+    return platform.machine()
