@@ -1,0 +1,1 @@
+"""The vm wall: virtual machines, their guests and the sandboxes made of them."""

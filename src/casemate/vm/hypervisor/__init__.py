@@ -1,0 +1,5 @@
+"""Virtual machine monitors behind one small interface: :mod:`.base` is the interface, :mod:`.qemu` and :mod:`.fake` drive one each.
+
+Nothing outside this package knows a monitor's name or its options; a driver says what it can do
+(:meth:`~casemate.vm.hypervisor.base.Hypervisor.probe`).
+"""
