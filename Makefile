@@ -1,0 +1,34 @@
+# `make` or `make help` lists what there is to do. ARGS is handed on: make test ARGS="-k network -x"
+SHELL := /bin/bash
+ARGS ?=
+export CASEMATE_CACHE := $(CURDIR)/.cache
+
+.PHONY: help setup run test soak lint bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Debian packages, Python environment, guest kernel and image
+	@scripts/setup
+
+run: setup ## set up, then run a container and show that its kernel is not the host's
+	@scripts/demo
+
+test: ## set up, check style and types, run all tests but soak
+	@scripts/test $(ARGS)
+
+soak: ## set up, run the long repetitions
+	@scripts/test --soak $(ARGS)
+
+lint: ## style (ruff) and types (mypy)
+	@scripts/setup --no-guest
+	@scripts/lint
+
+bench: ## set up, print the table of measurements beside runc and runsc
+	@scripts/setup --tests
+	@.venv/bin/python -m benchmarks $(ARGS)
+
+clean: ## remove .venv, .cache and what tools left in the checkout; nothing outside it
+	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	@find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@echo "Removed .venv and .cache. Left alone: Debian packages, and what casemate keeps in /var/lib/casemate."
