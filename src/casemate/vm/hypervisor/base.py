@@ -215,7 +215,8 @@ class VmSpec:
     Arguments:
         name: shows in the process list; letters, digits, ``.``, ``_``, ``-``.
         kernel, initrd: files that the driver opens while privileged; they must be readable by everyone.
-        cmdline: the kernel's arguments, one per item, without white space in them.
+        cmdline: the guest's kernel arguments, one per item, without white space. The driver puts those that its
+            machine needs (console, restart) before them.
         memory_mib: guest memory.
         vcpus: virtual processors.
         shared_memory: guest memory is shareable with other processes (needed by :class:`SharedFs`).
@@ -263,7 +264,8 @@ class Confinement:
     """What a VMM or file server process is shut into before its program is executed.
 
     Arguments:
-        uid, gid: who it runs as; no supplementary groups. (0, 0) keeps root, for a file server that must act as any user.
+        uid, gid: who it runs as. (0, 0) keeps root, for a file server that must act as any user.
+        groups: supplementary groups.
         cgroup_procs: ``cgroup.procs`` files to join (several with cgroup v1).
         netns_fd: network namespace to enter, or None to stay. Not closed.
         mntns_fd: mount namespace to enter, or None to stay. Not closed.
@@ -280,6 +282,7 @@ class Confinement:
     capabilities: frozenset[int] = frozenset()
     max_files: int = 1024
     environment: tuple[tuple[str, str], ...] = ()
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,295 @@
+"""From typed values to QEMU's command line and to the arguments of its control commands.
+
+A device is worked out once, as :class:`Parts`: plain tables in QEMU's own words. :func:`command_line` writes them as
+options, :mod:`.qemu` sends the same tables over QMP when a device is plugged in later.
+
+QEMU splits an option at commas; a comma in a value is written twice (:manpage:`qemu(1)`, "Notes" of the option syntax).
+:func:`option` is the one place where an option is put together, and no other text reaches the command line but the
+kernel's arguments, which are an argument of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from casemate.errors import HypervisorError
+from casemate.vm.hypervisor.base import (
+    Accelerator,
+    AgentPort,
+    Balloon,
+    Block,
+    Device,
+    Net,
+    Rng,
+    SerialConsole,
+    SharedFs,
+    VmSpec,
+    Vsock,
+)
+
+Value: TypeAlias = str | int | bool
+_KEY = re.compile(r"[a-z][a-z0-9._-]*\Z")
+
+TB_CACHE_MIB = 64
+"""Size of the translation cache under TCG; see docs/hypervisor.md for what was measured."""
+SHARE_QUEUE = 1024
+"""Length of a shared file system's request queue, the most that QEMU and virtiofsd take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """What differs between guest architectures.
+
+    Arguments:
+        machine: the machine type, with what is switched off.
+        console: the kernel's console.
+        firmware: what starts the kernel: the fast one (used where QEMU's data directory has it), else QEMU's default.
+        hotplug_bridge: the device that one hot-plugged device sits behind, or an empty string.
+    """
+
+    machine: tuple[str, Mapping[str, Value]]
+    console: str
+    firmware: str
+    hotplug_bridge: str
+
+
+ARCHES: Mapping[str, Arch] = {
+    "x86_64": Arch(
+        machine=(
+            "q35",
+            {
+                "sata": False,
+                "smbus": False,
+                "i8042": False,
+                "vmport": False,
+                "hpet": False,
+                "usb": False,
+                "graphics": False,
+            },
+        ),
+        console="ttyS0",
+        firmware="qboot.rom",
+        hotplug_bridge="pcie-root-port",
+    ),
+}
+"""The one table of architectures. Another one comes with a guest bundle for it."""
+
+
+def text(value: Value) -> str:
+    """A value as QEMU reads it, its commas doubled.
+
+    Raises:
+        HypervisorError: it holds a character that is not printable.
+    """
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int):
+        return str(value)
+    if not value.isprintable():
+        raise HypervisorError(f"a value for QEMU holds an unprintable character: {value!r}")
+    return value.replace(",", ",,")
+
+
+def option(first: str, values: Mapping[str, Value]) -> str:
+    """One option's text: ``first,key=value,...``.
+
+    Arguments:
+        first: the leading word without a key, or an empty string where all have keys.
+        values: keys in QEMU's spelling.
+    """
+    words = [text(first)] if first else []
+    for key, value in values.items():
+        if not _KEY.match(key):
+            raise HypervisorError(f"bad option key for QEMU: {key!r}")
+        words.append(f"{key}={text(value)}")
+    return ",".join(words)
+
+
+@dataclass(slots=True)
+class Parts:
+    """A device in QEMU's words.
+
+    Arguments:
+        device: arguments of ``-device`` and ``device_add``.
+        chardev: (id, descriptor) of a socket character device, if any.
+        fdset: (number of the set, descriptor) for a file opened by descriptor, if any.
+        blockdev, netdev, object: the back end's arguments, if any. ``netdev`` has no descriptor in it yet.
+        fd_key: ("netdev" or "device", key) that takes the descriptor's number or name.
+        fd: the descriptor for ``fd_key``.
+    """
+
+    device: dict[str, Value]
+    chardev: tuple[str, int] | None = None
+    fdset: tuple[int, int] | None = None
+    blockdev: dict[str, Value] = field(default_factory=dict)
+    netdev: dict[str, Value] = field(default_factory=dict)
+    object: dict[str, Value] = field(default_factory=dict)
+    fd_key: tuple[str, str] | None = None
+    fd: int = -1
+
+
+def parts(device: Device, fdset: int = 0) -> Parts:
+    """Work out a device.
+
+    Arguments:
+        device: what to plug in. A :class:`Block` must already hold a descriptor.
+        fdset: the number of QEMU's descriptor set to use, for a block device.
+    """
+    pci: dict[str, Value] = {"disable-legacy": "on"}
+    match device:
+        case Block(id=id, source=int(fd), read_only=read_only):
+            back = id + ".file"
+            return Parts(
+                {"driver": "virtio-blk-pci", "id": id, "drive": back, "serial": id, "write-cache": "off" if read_only else "on", **pci},
+                fdset=(fdset, fd),
+                blockdev={
+                    "driver": "file",
+                    "node-name": back,
+                    "filename": f"/dev/fdset/{fdset}",
+                    "read-only": read_only,
+                    "auto-read-only": False,
+                    "locking": "off",  # many machines read one image; a writable one is the caller's own
+                    "aio": "threads",
+                },
+            )
+        case SerialConsole(id=id, fd=fd):
+            return Parts({"driver": "isa-serial", "id": id, "chardev": id + ".chr"}, chardev=(id + ".chr", fd))
+        case AgentPort(id=id, fd=fd, name=name):
+            return Parts(
+                {"driver": "virtserialport", "id": id, "chardev": id + ".chr", "name": name},
+                chardev=(id + ".chr", fd),
+            )
+        case SharedFs(id=id, fd=fd, tag=tag):
+            return Parts(
+                {"driver": "vhost-user-fs-pci", "id": id, "chardev": id + ".chr", "tag": tag, "queue-size": SHARE_QUEUE},
+                chardev=(id + ".chr", fd),
+            )
+        case Net(id=id, mac=mac, tap_fd=fd, mtu=mtu):
+            return Parts(
+                {
+                    "driver": "virtio-net-pci",
+                    "id": id,
+                    "netdev": id + ".net",
+                    "mac": mac,
+                    "host_mtu": mtu,
+                    "romfile": "",
+                    **pci,
+                },
+                netdev={"type": "tap", "id": id + ".net", "vhost": False},
+                fd_key=("netdev", "fd"),
+                fd=fd,
+            )
+        case Vsock(id=id, cid=cid, fd=fd):
+            return Parts(
+                {"driver": "vhost-vsock-pci", "id": id, "guest-cid": cid, **pci}, fd_key=("device", "vhostfd"), fd=fd
+            )
+        case Rng(id=id):
+            return Parts(
+                {"driver": "virtio-rng-pci", "id": id, "rng": id + ".src", **pci},
+                object={"qom-type": "rng-builtin", "id": id + ".src"},
+            )
+        case Balloon(id=id, free_page_reporting=reporting):
+            return Parts(
+                {"driver": "virtio-balloon-pci", "id": id, "free-page-reporting": reporting, **pci},
+            )
+    raise HypervisorError(f"the QEMU driver cannot make {device!r}")
+
+
+def kernel_arguments(arch: Arch, spec: VmSpec) -> str:
+    """The kernel's command line: what the machine needs, then the spec's own arguments, which win."""
+    own = [f"console={arch.console}", "panic=-1", "reboot=t"]
+    line = " ".join((*own, *spec.cmdline))
+    if len(line) > 2047:
+        raise HypervisorError("the kernel arguments are longer than the kernel's 2047 bytes")
+    return line
+
+
+def command_line(
+    program: str,
+    spec: VmSpec,
+    arch: Arch,
+    *,
+    kernel_fd: int,
+    initrd_fd: int,
+    qmp_fd: int,
+    firmware: bool,
+) -> list[str]:
+    """The whole command line. Every file and socket in it is a descriptor.
+
+    Arguments:
+        program: QEMU's path.
+        spec: the machine, its block devices with descriptors.
+        arch: the entry of :data:`ARCHES`.
+        kernel_fd, initrd_fd: open files.
+        qmp_fd: the control socket.
+        firmware: whether ``arch.firmware`` is there.
+    """
+    kvm = spec.accelerator is Accelerator.KVM
+    machine, switches = arch.machine
+    memory: dict[str, Value] = {"id": "ram", "size": f"{spec.memory_mib}M", "share": spec.shared_memory, "prealloc": False}
+    argv = [program, "-name", option("", {"guest": spec.name, "debug-threads": False})]
+    argv += ["-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=off"]
+    # The filter is installed after start-up: from then on QEMU can neither start programs nor change user.
+    sandbox: dict[str, Value] = dict.fromkeys(("obsolete", "elevateprivileges", "spawn", "resourcecontrol"), "deny")
+    argv += ["-sandbox", option("on", sandbox)]
+    argv += ["-machine", option(machine, {**switches, "dump-guest-core": False, "mem-merge": True, "memory-backend": "ram"})]
+    argv += ["-action", "reboot=shutdown,shutdown=poweroff,panic=exit-failure,watchdog=poweroff"]
+    if kvm:
+        argv += ["-accel", "kvm", "-cpu", "host"]
+    else:
+        argv += ["-accel", option("tcg", {"thread": "multi", "tb-size": TB_CACHE_MIB}), "-cpu", "max,la57=off"]
+    backend = "memory-backend-memfd" if spec.shared_memory else "memory-backend-ram"
+    argv += ["-object", option(backend, memory), "-m", f"{spec.memory_mib}M", "-smp", str(spec.vcpus)]
+    if firmware:
+        argv += ["-bios", arch.firmware]
+    # Through /proc because QEMU opens these two itself, as a user who need not be able to reach the files' directory.
+    argv += ["-kernel", f"/proc/self/fd/{kernel_fd}", "-initrd", f"/proc/self/fd/{initrd_fd}"]
+    argv += ["-append", kernel_arguments(arch, spec)]
+    argv += _chardev("qmp", qmp_fd) + ["-mon", "chardev=qmp,mode=control"]
+    if any(isinstance(device, AgentPort) for device in spec.devices):
+        argv += ["-device", option("virtio-serial-pci", {"id": "ports", "max_ports": 4, "disable-legacy": "on"})]
+    for number, device in enumerate(spec.devices, 1):
+        argv += _device_options(parts(device, number))
+    if spec.hotplug_slots and not arch.hotplug_bridge:
+        raise HypervisorError("devices cannot be plugged into this machine later", "ask for no hot-plug slots")
+    for slot in range(spec.hotplug_slots):
+        argv += ["-device", option(arch.hotplug_bridge, {"id": slot_name(slot), "chassis": slot + 1, "slot": slot + 1})]
+    return argv
+
+
+def slot_name(slot: int) -> str:
+    """The bus of a hot-plug slot."""
+    return f"slot{slot}"
+
+
+def fdset_number(device_count: int, plugged: int) -> int:
+    """The number of the descriptor set of the n-th device plugged in later."""
+    return device_count + 1 + plugged
+
+
+def _chardev(id: str, fd: int) -> list[str]:
+    return ["-chardev", option("socket", {"id": id, "fd": fd})]
+
+
+def _device_options(part: Parts) -> list[str]:
+    argv: list[str] = []
+    device, netdev = dict(part.device), dict(part.netdev)
+    if part.chardev:
+        argv += _chardev(*part.chardev)
+    if part.fdset:
+        number, fd = part.fdset
+        argv += ["-add-fd", option("", {"fd": fd, "set": number})]
+    if part.fd_key:
+        where, key = part.fd_key
+        (netdev if where == "netdev" else device)[key] = part.fd
+    if part.blockdev:
+        argv += ["-blockdev", option("", part.blockdev)]
+    if netdev:
+        argv += ["-netdev", option(str(netdev.pop("type")), netdev)]
+    if part.object:
+        table = dict(part.object)
+        argv += ["-object", option(str(table.pop("qom-type")), table)]
+    return [*argv, "-device", option(str(device.pop("driver")), device)]
