@@ -1,0 +1,23 @@
+"""What holds for every test: markers by place, and which tests share a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+VM_TESTS = Path(__file__).parent / "vm"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark everything below ``tests/vm`` as ``vm``, and keep each of its files on one worker.
+
+    A file's tests share a running container, so a second worker would only boot a second one. A test or file with an
+    ``xdist_group`` of its own keeps that. This has to come before xdist reads the groups, hence ``tryfirst``.
+    """
+    for item in items:
+        if VM_TESTS in item.path.parents:
+            item.add_marker(pytest.mark.vm)
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
