@@ -118,9 +118,16 @@ def _check(config: Config) -> None:
     if config.accelerator not in ACCELERATORS:
         raise ConfigError(f"accelerator must be one of {', '.join(ACCELERATORS)}, not {config.accelerator!r}")
     bounds = {
-        "memory": (64, 1 << 22), "memory_minimum": (64, 4096), "vmm_overhead": (32, 65536), "vcpus": (1, 256),
-        "boot_timeout": (1, 3600), "call_timeout": (1, 3600), "stop_timeout": (0, 86400), "log_size": (1, 65536),
-        "mtu": (576, 65521), "uid_base": (1000, (1 << 32) - 65538),
+        "memory": (64, 1 << 22),
+        "memory_minimum": (64, 4096),
+        "vmm_overhead": (32, 65536),
+        "vcpus": (1, 256),
+        "boot_timeout": (1, 3600),
+        "call_timeout": (1, 3600),
+        "stop_timeout": (0, 86400),
+        "log_size": (1, 65536),
+        "mtu": (576, 65521),
+        "uid_base": (1000, (1 << 32) - 65538),
     }
     for key, (low, high) in bounds.items():
         if not low <= getattr(config, key) <= high:

@@ -1,0 +1,247 @@
+"""What the doors use to start a keeper and to talk to one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from casemate.config import Config
+from casemate.errors import ContainerError, HostError, NoSuchContainer, NotRunning, StateError
+from casemate.keeper.control import SOCKET_NAME, Connection, ControlClosed, raise_error
+
+if TYPE_CHECKING:
+    from casemate.keeper.store import Container
+
+Stdio = tuple[int | None, int | None, int | None]
+STDIO_NAMES = ("stdin", "stdout", "stderr")
+
+
+class Session:
+    """An attached process: the first of a container, or an exec.
+
+    Arguments:
+        connection: the control connection that stands for it.
+        container: whose process it is.
+    """
+
+    def __init__(self, connection: Connection, container: Container) -> None:
+        self._connection = connection
+        self._container = container
+        self._status: int | None = None
+        self.error = ""
+
+    def fileno(self) -> int:
+        """Readable when the process has ended; for select."""
+        return self._connection.fileno()
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the process's terminal its size."""
+        with contextlib.suppress(ControlClosed):
+            self._connection.send({"op": "resize", "rows": rows, "columns": columns})
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the process; one that has ended takes none."""
+        with contextlib.suppress(ControlClosed):
+            self._connection.send({"op": "signal", "signum": signum})
+
+    def wait(self) -> int:
+        """Wait for the process's end.
+
+        Returns:
+            Its exit status, 128 + n after signal n. ``error`` then says what went wrong if the sandbox ended it.
+
+        Raises:
+            ContainerError: the keeper died.
+        """
+        while self._status is None:
+            try:
+                message, _ = self._connection.receive()
+            except ControlClosed:
+                self._connection.close()
+                with contextlib.suppress(NoSuchContainer, StateError):
+                    self._container.wait_gone(5.0)
+                    self._container.state()
+                raise ContainerError(
+                    f"the keeper of container {self._container.id[:12]} died", "the container has ended; see its log"
+                ) from None
+            if "exited" in message:
+                self._status = int(message["exited"])
+                self.error = str(message.get("reason", ""))
+        self._connection.close()
+        return self._status
+
+    def close(self) -> None:
+        """Leave the process to itself."""
+        self._connection.close()
+
+
+def _open_session(
+    connection: Connection, container: Container, request: dict[str, Any], stdio: Stdio, size: tuple[int, int] | None
+) -> Session:
+    named = [(name, fd) for name, fd in zip(STDIO_NAMES, stdio, strict=True) if fd is not None]
+    request = {**request, "fds": [name for name, _ in named], "size": size}
+    try:
+        connection.send(request, tuple(fd for _, fd in named))
+        answer, _ = connection.receive()
+        raise_error(answer)
+    except BaseException:
+        connection.close()
+        raise
+    return Session(connection, container)
+
+
+def launch(config: Config, container: Container, stdio: Stdio, *, size: tuple[int, int] | None) -> Session:
+    """Start the keeper of a container that this process has made, and with it the container.
+
+    Arguments:
+        config: the configuration in force.
+        container: fresh from :meth:`casemate.keeper.store.Store.create`; its lock goes to the keeper.
+        stdio: descriptors for the container's standard input, output and error; each stays open here too. None for
+            an empty input, or for output that goes to the log alone.
+        size: rows and columns of the terminal.
+
+    Returns:
+        The session, once the container's process runs.
+
+    Raises:
+        CommandNotFound, CommandNotExecutable: the command cannot be started.
+        CasemateError: whatever else stood in the way. The container is then in the state ``exited`` with that error,
+            or removed when it was made with ``remove``.
+    """
+    import subprocess
+
+    if container.lock_fd is None:
+        raise ContainerError(f"container {container.name} was not made by this process")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection = Connection(ours)
+    try:
+        with open(container.path / "keeper.log", "wb") as log:
+            fds = (theirs.fileno(), container.lock_fd)
+            starter = subprocess.Popen(
+                [sys.executable, "-m", "casemate.keeper", str(container.path), *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=fds,
+                cwd="/",
+                env={**os.environ, "CASEMATE_ROOT": str(config.root), "CASEMATE_RUN": str(config.run)},
+            )
+        starter.wait()  # it forks at once: the keeper is nobody's child
+    except OSError as error:
+        connection.close()
+        raise HostError(f"cannot start the keeper: {error.strerror}") from None
+    finally:
+        theirs.close()
+        os.close(container.lock_fd)
+        container.lock_fd = None
+    try:
+        return _open_session(connection, container, {"op": "run"}, stdio, size)
+    except ControlClosed:
+        state = None
+        with contextlib.suppress(NoSuchContainer, StateError):
+            container.wait_gone(5.0)
+            state = container.state()
+        raise HostError(
+            f"the keeper of container {container.name} died: {(state and state.error) or _last_line(container)}"
+        ) from None
+
+
+def _last_line(container: Container) -> str:
+    with contextlib.suppress(OSError):
+        lines = (container.path / "keeper.log").read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1]
+    return "no reason is known"
+
+
+class Client:
+    """Requests to the keeper of a running container; a context manager.
+
+    Raises:
+        NotRunning: the container has no keeper.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        container.state()  # a sandbox that died is found here and not by a socket that nobody serves
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def _connect(self) -> Connection:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(str(self.container.run_path / SOCKET_NAME))
+        except OSError:
+            sock.close()
+            raise NotRunning(f"container {self.container.name} is not running") from None
+        return Connection(sock)
+
+    def _request(self, op: str, **arguments: Any) -> dict[str, Any]:
+        connection = self._connect()
+        try:
+            connection.send({"op": op, **arguments})
+            answer, _ = connection.receive()
+        except ControlClosed:
+            raise NotRunning(f"container {self.container.name} has ended") from None
+        finally:
+            connection.close()
+        raise_error(answer)
+        return answer
+
+    def exec(
+        self, process: dict[str, Any], user: str, stdio: Stdio, *, tty: bool, size: tuple[int, int] | None
+    ) -> Session:
+        """Start another process in the container.
+
+        Arguments:
+            process: an OCI ``process`` object; ``terminal`` in it is set from ``tty``.
+            user: name or number, resolved in the container; empty for the container's own.
+            stdio, size: as for :func:`launch`.
+
+        Raises:
+            CommandNotFound, CommandNotExecutable, NotRunning, AgentError: it could not be started.
+        """
+        request = {"op": "exec", "process": {**process, "terminal": tty}, "user": user}
+        return _open_session(self._connect(), self.container, request, stdio, size)
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the container's first process."""
+        self._request("signal", signum=signum)
+
+    def pause(self) -> None:
+        """Stop the sandbox where it stands."""
+        self._request("pause")
+
+    def resume(self) -> None:
+        """Let a paused sandbox go on."""
+        self._request("resume")
+
+    def stats(self) -> dict[str, Any]:
+        """What the container uses; see :meth:`casemate.sandbox.Sandbox.stats`."""
+        return self._request("stats")
+
+    def info(self) -> dict[str, Any]:
+        """What the sandbox is; see :meth:`casemate.sandbox.Sandbox.info`."""
+        return self._request("info")
+
+    def stop(self, timeout: float, signum: int) -> int:
+        """Ask the container to end, and end it after ``timeout`` seconds.
+
+        Returns:
+            Its exit status.
+        """
+        return int(self._request("stop", timeout=timeout, signum=signum)["exited"])
+
+    def wait(self) -> int:
+        """Wait for the container's end; its exit status."""
+        return int(self._request("wait")["exited"])

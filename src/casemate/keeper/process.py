@@ -1,0 +1,104 @@
+"""One process of a container as the keeper sees it: its streams, where they lead, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from casemate.keeper.logs import LogWriter
+from casemate.keeper.pump import Cancel, Sink, copy_in, copy_out
+from casemate.sandbox import ProcessExit, ProcessStreams, Stream
+
+QUIET_SECONDS = 1.0
+"""How long output may be silent after the process's end before it counts as over, if somebody still holds it open."""
+
+
+class Process:
+    """Carries the streams of a started process until it ends.
+
+    Arguments:
+        streams: from the sandbox.
+        stdio: the client's descriptors by name; the process closes them.
+        log: where output is kept, or None.
+        ended: called once with the exit, after the last output was delivered.
+    """
+
+    def __init__(
+        self,
+        streams: ProcessStreams,
+        stdio: dict[str, int],
+        log: LogWriter | None,
+        ended: Callable[[ProcessExit], None],
+    ) -> None:
+        self._log = log
+        self._ended = ended
+        self._cancel = Cancel()
+        self._exit: ProcessExit | None = None
+        self._exited = threading.Event()
+        self._busy = 0
+        self._moved = 0.0
+        self._sinks: list[Sink] = []
+        self._outputs: list[tuple[threading.Thread, Stream]] = []
+        for name, stream in (("stdout", streams.stdout), ("stderr", streams.stderr)):
+            if stream is not None:
+                sink = Sink(stdio.pop(name)) if name in stdio else None
+                if sink is not None:
+                    self._sinks.append(sink)
+                thread = threading.Thread(target=self._output, args=(name, stream, sink), name=name, daemon=True)
+                self._outputs.append((thread, stream))
+        self._stdin = streams.stdin
+        self._input: threading.Thread | None = None
+        if streams.stdin is not None and "stdin" in stdio:
+            arguments = (stdio.pop("stdin"), streams.stdin, self._cancel)
+            self._input = threading.Thread(target=copy_in, args=arguments, name="stdin", daemon=True)
+        for left in stdio.values():
+            os.close(left)
+        for thread, _ in self._outputs:
+            thread.start()
+        if self._input is not None:
+            self._input.start()
+        threading.Thread(target=self._finish, name="finish", daemon=True).start()
+
+    def _output(self, name: str, stream: Stream, sink: Sink | None) -> None:
+        log, alive = self._log, sink is not None
+
+        def take(data: bytes) -> None:
+            nonlocal alive
+            self._busy += 1
+            if log is not None:
+                log.record(name, data)
+            if alive and sink is not None:
+                alive = sink.write(data)
+            self._moved = time.monotonic()
+            self._busy -= 1
+
+        copy_out(stream, take)
+
+    def exited(self, end: ProcessExit) -> None:
+        """The process has ended; what it wrote may still be on its way. The first word on how it ended counts."""
+        self._exit = self._exit or end
+        self._exited.set()
+
+    def detach(self) -> None:
+        """The client is gone: its descriptors are let go, standard input ends, output goes to the log alone."""
+        self._cancel.set()
+        for sink in self._sinks:
+            sink.close()
+
+    def _finish(self) -> None:
+        self._exited.wait()
+        for thread, stream in self._outputs:
+            while thread.is_alive():
+                thread.join(QUIET_SECONDS)
+                if not self._busy and time.monotonic() - self._moved > QUIET_SECONDS:
+                    stream.close()  # a process left behind holds it open; what it writes later is not ours to wait for
+                    thread.join()
+        self.detach()
+        if self._stdin is not None:
+            self._stdin.close()
+        if self._input is not None:
+            self._input.join()
+        self._cancel.close()
+        self._ended(self._exit or ProcessExit(255, error="the process ended without saying how"))

@@ -1,0 +1,358 @@
+"""The keeper: brings one container up, serves requests about it, and gives everything back at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from casemate.errors import CasemateError, ContainerError, NotRunning, UsageError
+from casemate.keeper import reap
+from casemate.keeper.control import SOCKET_NAME, Connection, ControlClosed, close_all, error_message
+from casemate.keeper.logs import LogWriter
+from casemate.keeper.process import Process
+from casemate.keeper.store import Container
+from casemate.sandbox import ProcessExit, Sandbox
+
+MAX_CLIENTS = 256
+
+Wall = Callable[[Container, Callable[[str | None, ProcessExit], None], Callable[[str], None]], Sandbox]
+
+
+class Keeper:
+    """The life of one container.
+
+    Arguments:
+        container: its lock is held by this process.
+        wall: makes the sandbox.
+    """
+
+    def __init__(self, container: Container, wall: Wall) -> None:
+        self.container = container
+        self.spec = container.spec
+        self.state = replace(container.stored_state(), pid=os.getpid())
+        self.sandbox = wall(container, self._process_exited, self._progress)
+        self._lock = threading.Lock()
+        self._processes: dict[str | None, Process] = {}
+        self._early: dict[str | None, ProcessExit] = {}
+        self._sessions: list[Connection] = []
+        self._clients = 0
+        self._next_exec = 0
+        self._end: ProcessExit | None = None
+        self._ended = threading.Event()
+        self._gone = threading.Event()
+        self._aborted = ""
+        self._log = LogWriter(container.path / "log", container.config.log_size << 20)
+        self._listener: socket.socket | None = None
+        self._first: Connection | None = None
+
+    # ---- life
+
+    def run(self, first: Connection) -> None:
+        """Do everything; returns when nothing is left to do.
+
+        Arguments:
+            first: the connection of whoever started the keeper; it asks for the container to run.
+        """
+        self._first = first
+        try:
+            request, fds = first.receive()
+        except ControlClosed:
+            self._finish(ProcessExit(255, error="whoever started it went away"))
+            return
+        stdio = dict(zip(request.get("fds", ()), fds, strict=True))
+        size = _size(request)
+        self._save()
+        try:
+            self._listen()
+            threading.Thread(target=self._first_client, args=(first,), name="first", daemon=True).start()
+            self.sandbox.boot()
+            streams = self.sandbox.start("stdin" in stdio, size)
+        except Exception as error:  # whatever went wrong, the one who waits has to be told
+            close_all(list(stdio.values()))
+            problem = ContainerError(self._aborted) if self._aborted else error
+            message = error_message(problem)
+            status = getattr(problem, "exit_status", 125)
+            self._finish(ProcessExit(status, error=str(message["error"]["message"])))
+            with contextlib.suppress(ControlClosed):
+                first.send(message)
+            if not isinstance(error, CasemateError):
+                raise
+            return
+        self._adopt(None, streams, stdio, self._log, self._container_exited)
+        self.state = replace(
+            self.state,
+            status="running",
+            started=time.time(),
+            address=getattr(self.sandbox, "address", None),
+            guest={key: value for key, value in self.sandbox.info().items() if key != "processes"},
+        )
+        self._save()
+        with contextlib.suppress(ControlClosed):
+            first.send({"started": os.getpid()})
+        self._ended.wait()
+        self._finish(self._end or ProcessExit(255))
+        self._answer(first)
+
+    def _progress(self, what: str) -> None:
+        if self._aborted:
+            raise ContainerError(self._aborted)
+
+    def abort(self, reason: str, status: int = 255) -> None:
+        """End the container now, in whatever state it is."""
+        with self._lock:
+            self._aborted = self._aborted or reason
+        self._process_exited(None, ProcessExit(status, error=reason))
+        self.sandbox.close()
+
+    def _finish(self, end: ProcessExit) -> None:
+        """Give everything back, then write down how it ended: who reads ``exited`` finds nothing left."""
+        if self._listener is not None:
+            self._listener.close()
+        flush = getattr(self.sandbox, "flush", None)
+        if flush is not None and self.state.status == "running" and not end.error:
+            flush()
+        self.sandbox.close()
+        self._log.close()
+        reap.clean_host(self.container)
+        self.state = replace(
+            self.state,
+            status="exited",
+            pid=None,
+            exit_code=end.status,
+            oom_killed=end.oom,
+            error=end.error,
+            finished=time.time(),
+        )
+        if self.spec.remove:
+            self.container.delete_files()
+        else:
+            self._save()
+        self._gone.set()
+
+    def _save(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not end a container; the lock still tells who is alive
+            self.container.write_state(self.state)
+
+    # ---- processes
+
+    def _adopt(
+        self,
+        key: str | None,
+        streams: Any,
+        stdio: dict[str, int],
+        log: LogWriter | None,
+        ended: Callable[[ProcessExit], None],
+    ) -> Process:
+        process = Process(streams, stdio, log, ended)
+        with self._lock:
+            self._processes[key] = process
+            early = self._early.pop(key, None)
+        if early is not None:
+            process.exited(early)
+        return process
+
+    def _process_exited(self, key: str | None, end: ProcessExit) -> None:
+        with self._lock:
+            process = self._processes.get(key)
+            if process is None:
+                self._early[key] = end
+        if process is not None:
+            process.exited(end)
+
+    def _container_exited(self, end: ProcessExit) -> None:
+        self._end = end
+        self._ended.set()
+
+    # ---- clients
+
+    def _listen(self) -> None:
+        run_path = self.container.run_path
+        run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._listener.bind(str(run_path / SOCKET_NAME))
+        self._listener.listen(64)
+        threading.Thread(target=self._accept, args=(self._listener,), name="accept", daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                self._clients += 1
+                crowded = self._clients > MAX_CLIENTS
+            if crowded:
+                sock.close()
+                with self._lock:
+                    self._clients -= 1
+                continue
+            threading.Thread(target=self._client, args=(Connection(sock),), name="client", daemon=True).start()
+
+    def _client(self, connection: Connection) -> None:
+        fds: list[int] = []
+        try:
+            request, fds = connection.receive()
+            op = str(request.get("op"))
+            if op == "exec":
+                fds, taken = [], fds
+                self._exec(connection, request, taken)
+                return
+            method = getattr(self, f"_op_{op}", None)
+            if method is None:
+                raise UsageError(f"the keeper knows no request {op!r}", "is it of another version?")
+            connection.send(method(request) or {})
+        except ControlClosed:
+            pass
+        except Exception as error:  # the client has to hear of it, whatever it is
+            with contextlib.suppress(ControlClosed):
+                connection.send(error_message(error))
+        finally:
+            close_all(fds)
+            connection.close()
+            with self._lock:
+                self._clients -= 1
+
+    def _first_client(self, connection: Connection) -> None:
+        """Serve the connection that the container was started on, until its end."""
+        try:
+            while True:
+                message, fds = connection.receive()
+                close_all(fds)
+                if self.state.status == "creating" and message.get("op") == "signal":
+                    signum = int(message.get("signum", signal.SIGTERM))
+                    self.abort(f"interrupted by signal {signum} before it ran", 128 + signum)
+                    continue
+                self._session_message(None, message)
+        except ControlClosed:
+            with self._lock:
+                process = self._processes.get(None)
+            if process is not None:
+                process.detach()
+            elif self.state.status == "creating" and not self._gone.is_set():
+                self.abort("whoever started it went away")
+
+    def _session_message(self, key: str | None, message: dict[str, Any]) -> None:
+        with contextlib.suppress(CasemateError, TypeError, ValueError):  # nobody waits for an answer to these
+            if message.get("op") == "signal":
+                self.sandbox.signal(key, int(message["signum"]))
+            elif message.get("op") == "resize":
+                self.sandbox.resize(key, int(message["rows"]), int(message["columns"]))
+
+    def _exec(self, connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
+        stdio = dict(zip(request.get("fds", ()), fds, strict=True))
+        with self._lock:
+            self._next_exec += 1
+            key = f"exec-{self._next_exec}"
+        try:
+            self._must_run()
+            streams = self.sandbox.exec(
+                key, request["process"], str(request.get("user", "")), "stdin" in stdio, _size(request)
+            )
+        except BaseException:
+            close_all(list(stdio.values()))
+            raise
+        done = threading.Event()
+        result: list[ProcessExit] = []
+
+        def ended(end: ProcessExit) -> None:
+            result.append(end)
+            with self._lock:
+                self._processes.pop(key, None)
+            with contextlib.suppress(ControlClosed):
+                connection.send({"exited": end.status, "reason": end.error})
+            done.set()
+
+        process = self._adopt(key, streams, stdio, None, ended)
+        try:
+            connection.send({"started": True})
+            while True:
+                message, more = connection.receive()
+                close_all(more)
+                self._session_message(key, message)
+        except ControlClosed:
+            process.detach()
+
+    def _must_run(self) -> None:
+        if self.state.status == "creating":
+            raise NotRunning(f"container {self.spec.name} is still starting", "try again in a moment")
+        if self.state.status == "paused":
+            raise NotRunning(f"container {self.spec.name} is paused", "resume it with 'casemate unpause'")
+
+    def _op_signal(self, request: dict[str, Any]) -> dict[str, Any]:
+        signum = int(request["signum"])
+        if self.state.status == "creating":
+            self.abort(f"interrupted by signal {signum} before it ran", 128 + signum)
+            return {}
+        if signum == signal.SIGKILL:
+            self._kill()
+            return {}
+        self._must_run()
+        self.sandbox.signal(None, signum)
+        return {}
+
+    def _kill(self) -> None:
+        """SIGKILL for the container; if the guest does not see to it, for the whole sandbox."""
+        if self.state.status == "paused":
+            self.abort("", 128 + signal.SIGKILL)
+            return
+        with contextlib.suppress(CasemateError):
+            self.sandbox.signal(None, signal.SIGKILL)
+        if not self._ended.wait(self.container.config.stop_timeout):
+            self.abort("the guest did not end it, so the whole sandbox was killed", 128 + signal.SIGKILL)
+
+    def _op_stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.state.status == "creating":
+            self.abort("stopped before it ran", 128 + signal.SIGTERM)
+        elif self.state.status == "paused":
+            self._kill()
+        else:
+            with contextlib.suppress(CasemateError):
+                self.sandbox.signal(None, int(request["signum"]))
+            if not self._ended.wait(max(0.0, float(request["timeout"]))):
+                self._kill()
+        return self._op_wait(request)
+
+    def _op_wait(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._gone.wait()
+        return {"exited": self.state.exit_code, "oom": self.state.oom_killed, "reason": self.state.error}
+
+    def _op_pause(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._must_run()
+        self.sandbox.pause()
+        self._status("paused")
+        return {}
+
+    def _op_resume(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.state.status != "paused":
+            raise NotRunning(f"container {self.spec.name} is not paused")
+        self.sandbox.resume()
+        self._status("running")
+        return {}
+
+    def _status(self, status: str) -> None:
+        self.state = replace(self.state, status=status)
+        self._save()
+
+    def _op_stats(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._must_run()
+        return self.sandbox.stats()
+
+    def _op_info(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self.sandbox.info()
+
+    def _answer(self, connection: Connection) -> None:
+        with contextlib.suppress(ControlClosed):
+            connection.send({"exited": self.state.exit_code, "reason": self.state.error})
+
+
+def _size(request: dict[str, Any]) -> tuple[int, int] | None:
+    size = request.get("size")
+    return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) and len(size) == 2 else None

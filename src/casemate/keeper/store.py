@@ -1,0 +1,337 @@
+"""Containers on disk: one directory each, and who may change it.
+
+``containers/<id>/`` holds ``config.json``, ``state.json``, ``lock``, the writable layer (``upper``, ``work``), the log
+and the guest's console. ``names/<name>`` is a link to the id.
+
+The *lock* tells who is alive. Whoever makes a container holds it, hands the locked descriptor to the keeper, and the
+keeper holds it until it has written the last state. flock(2) locks belong to the open file, so they end with their
+holder whatever ended it. A state other than ``exited`` with the lock free therefore means that the sandbox died; the
+process that finds this takes the lock and cleans up.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from casemate import ids, jsonfile
+from casemate.config import Config
+from casemate.errors import HostError, NameInUse, NoSuchContainer, StateError, StillRunning
+from casemate.keeper.model import ContainerSpec, ContainerState
+
+__all__ = ["Container", "ContainerSpec", "ContainerState", "Store"]
+
+
+class Container:
+    """One container's directory.
+
+    Arguments:
+        config: the configuration in force.
+        path: the directory.
+        lock_fd: the locked descriptor when this process made the container, else None.
+    """
+
+    def __init__(self, config: Config, path: Path, lock_fd: int | None = None) -> None:
+        self.config = config
+        self.path = path
+        self.id = path.name
+        self.lock_fd = lock_fd
+        self._spec: ContainerSpec | None = None
+
+    @property
+    def spec(self) -> ContainerSpec:
+        """The specification.
+
+        Raises:
+            NoSuchContainer: the container was removed meanwhile.
+            StateError: ``config.json`` is damaged.
+        """
+        if self._spec is None:
+            try:
+                self._spec = ContainerSpec.from_json(jsonfile.read(self.path / "config.json"))
+            except FileNotFoundError:
+                raise NoSuchContainer(f"no container {ids.short(self.id)}") from None
+        return self._spec
+
+    @property
+    def name(self) -> str:
+        """The name; the short id where the specification cannot be read."""
+        try:
+            return self.spec.name
+        except StateError:
+            return ids.short(self.id)
+
+    @property
+    def run_path(self) -> Path:
+        """The directory of what lasts only while the container runs."""
+        return self.config.run / ids.short(self.id)
+
+    def stored_state(self) -> ContainerState:
+        """The state as it was last written, true or not.
+
+        Raises:
+            NoSuchContainer: the container was removed meanwhile.
+            StateError: ``state.json`` is damaged.
+        """
+        try:
+            return ContainerState.from_json(jsonfile.read(self.path / "state.json"))
+        except FileNotFoundError:
+            raise NoSuchContainer(f"no container {ids.short(self.id)}") from None
+
+    def state(self) -> ContainerState:
+        """The true state: a sandbox that died without saying so is cleaned up first.
+
+        Raises:
+            NoSuchContainer: it is gone, or died with ``--rm`` and was removed by this call.
+        """
+        state = self.stored_state()
+        if state.status == "exited" or self.lock_fd is not None:
+            return state
+        with self.try_lock() as locked:
+            if locked:
+                from casemate.keeper.reap import reap
+
+                reap(self)
+        return self.stored_state()
+
+    def write_state(self, state: ContainerState) -> None:
+        """Replace the state; only for who holds the lock.
+
+        Raises:
+            OSError: no space.
+        """
+        jsonfile.write(self.path / "state.json", state.to_json())
+
+    @contextlib.contextmanager
+    def try_lock(self) -> Iterator[bool]:
+        """Hold the lock for a while if nobody has it; gives whether it does."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield False
+            return
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(descriptor)
+
+    def wait_gone(self, timeout: float) -> bool:
+        """Wait until no keeper has this container.
+
+        Arguments:
+            timeout: seconds.
+
+        Returns:
+            Whether it is so.
+        """
+        from casemate.keeper.reap import keeper_pidfd
+
+        descriptor = keeper_pidfd(self)
+        if descriptor is not None:
+            import select
+
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            try:
+                poll.poll(timeout * 1000)
+            finally:
+                os.close(descriptor)
+        with self.try_lock() as locked:
+            return locked or not self.path.exists()
+
+    def remove(self, force: bool = False) -> None:
+        """Remove the container and all that it wrote.
+
+        Arguments:
+            force: end it first when it runs.
+
+        Raises:
+            StillRunning: it runs and ``force`` is not given.
+            HostError: it could not be ended.
+        """
+        from casemate.keeper import reap
+
+        try:
+            status = self.state().status
+        except StateError:
+            status = "damaged"
+        if status not in ("exited", "damaged") and not force:
+            raise StillRunning(f"container {self.name} is {status}", "stop it first, or remove it with -f")
+        if status not in ("exited", "damaged") or self.lock_held():
+            reap.end_keeper(self)
+        with self.try_lock() as locked:
+            if not locked:
+                if not self.path.exists():
+                    return
+                raise HostError(f"container {self.name} is held by another process", "try again")
+            reap.clean_host(self)
+            self.delete_files()
+
+    def lock_held(self) -> bool:
+        """Whether some process holds the lock."""
+        with self.try_lock() as locked:
+            return not locked and self.path.exists()
+
+    def delete_files(self) -> None:
+        """Remove the directory and the name; only for who holds the lock.
+
+        The directory is renamed first, so that a removal cut short leaves nothing that looks like a container.
+        """
+        from casemate.keeper import reap
+
+        with Store(self.config).locked():
+            names = self.config.root / "names"
+            with contextlib.suppress(FileNotFoundError):
+                for entry in os.scandir(names):
+                    with contextlib.suppress(OSError):
+                        if os.readlink(entry.path) == self.id:
+                            os.unlink(entry.path)
+            doomed = self.path.with_name(f".{self.id}.removed")
+            try:
+                os.rename(self.path, doomed)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        reap.remove_tree(self.path)
+        reap.remove_tree(doomed)
+
+
+class Store:
+    """All containers of one root directory."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.path = config.root / "containers"
+        self.names = config.root / "names"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock over names, for a moment."""
+        try:
+            self.names.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise HostError(
+                f"cannot use {self.config.root}: {error.strerror}", "run as root, free some space"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def create(self, spec: ContainerSpec) -> Container:
+        """Make a container's directory, locked by this process.
+
+        Raises:
+            NameInUse: another container has the name.
+            HostError: the disk is full or cannot be written.
+        """
+        path = self.path / spec.id
+        with self.locked():
+            link = self.names / spec.name
+            holder = self._holder(link)
+            if holder is not None:
+                raise NameInUse(
+                    f"the name {spec.name} is used by container {ids.short(holder)}",
+                    "choose another, or remove that one with 'casemate rm'",
+                )
+            lock_fd = -1
+            try:
+                path.mkdir(mode=0o700)
+                lock_fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(lock_fd, fcntl.LOCK_EX)
+                (path / "upper").mkdir(mode=0o755)
+                (path / "work").mkdir(mode=0o755)
+                jsonfile.write(path / "config.json", spec.to_json())
+                jsonfile.write(path / "state.json", ContainerState().to_json())
+                os.symlink(spec.id, link)
+            except OSError as error:
+                if lock_fd >= 0:
+                    os.close(lock_fd)
+                shutil.rmtree(path, ignore_errors=True)
+                raise HostError(f"cannot write to {self.path}: {error.strerror}", "free some space") from None
+        return Container(self.config, path, lock_fd)
+
+    def _holder(self, link: Path) -> str | None:
+        """The id that a name belongs to; a name without its container is dropped."""
+        try:
+            holder = os.readlink(link)
+        except FileNotFoundError:
+            return None
+        if (self.path / holder).is_dir():
+            return holder
+        os.unlink(link)
+        return None
+
+    def get(self, ref: str) -> Container:
+        """The container of a name, an id, or the beginning of one id.
+
+        Raises:
+            NoSuchContainer: none, or more than one id begins so.
+        """
+        if ref and "/" not in ref and not ref.startswith("."):
+            with contextlib.suppress(OSError):
+                holder = os.readlink(self.names / ref)
+                if ids.is_id(holder) and (self.path / holder).is_dir():
+                    return Container(self.config, self.path / holder)
+            if ids.is_id(ref) and (self.path / ref).is_dir():
+                return Container(self.config, self.path / ref)
+            found = [identifier for identifier in self._ids() if identifier.startswith(ref)]
+            if len(found) == 1:
+                return Container(self.config, self.path / found[0])
+            if found:
+                raise NoSuchContainer(f"{len(found)} containers have ids that begin with {ref}", "give more digits")
+        raise NoSuchContainer(f"no such container: {ref}", "'casemate ps -a' lists them")
+
+    def _ids(self) -> builtins.list[str]:
+        try:
+            return sorted(name for name in os.listdir(self.path) if ids.is_id(name))
+        except FileNotFoundError:
+            return []
+
+    def list(self) -> builtins.list[Container]:
+        """Every container, the newest last; sandboxes that died are cleaned up first."""
+        alive: list[tuple[float, Container]] = []
+        for identifier in self._ids():
+            container = Container(self.config, self.path / identifier)
+            try:
+                container.state()
+                created = container.spec.created
+            except NoSuchContainer:
+                continue
+            except StateError:
+                created = 0.0
+            alive.append((created, container))
+        return [container for _, container in sorted(alive, key=lambda pair: pair[0])]
+
+    def in_use(self, image_id: str) -> builtins.list[str]:
+        """Names of the containers made from an image."""
+        users = []
+        for identifier in self._ids():
+            with contextlib.suppress(NoSuchContainer, StateError):
+                spec = Container(self.config, self.path / identifier).spec
+                if spec.image_id == image_id:
+                    users.append(spec.name)
+        return users
+
+    def sweep(self) -> None:
+        """Remove what a removal that was cut short has left."""
+        from casemate.keeper.reap import remove_tree
+
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.path):
+                if name.startswith(".") and name.endswith(".removed"):
+                    remove_tree(self.path / name)

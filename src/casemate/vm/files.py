@@ -1,0 +1,62 @@
+"""The file server of a sandbox: virtiofsd, which shows one directory to one guest."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from casemate.config import Config
+from casemate.errors import HostError
+from casemate.vm.hypervisor.base import Confinement
+from casemate.vm.hypervisor.launch import Process, spawn
+
+TAG = "casemate"
+CAPABILITIES = frozenset((0, 1, 3, 4, 7, 6, 18, 21, 27, 31))
+"""CHOWN DAC_OVERRIDE FOWNER FSETID SETUID SETGID, to act as any user of the container; MKNOD SETFCAP for what it makes;
+SYS_CHROOT SYS_ADMIN for virtiofsd to shut itself in, after which it drops what it does not need."""
+
+
+def start(config: Config, share: Path, run_path: Path, procs: tuple[Path, ...]) -> tuple[Process, int]:
+    """Start a file server for the tree ``share`` of this mount namespace.
+
+    Arguments:
+        run_path: where its socket may be for the moment that connecting takes.
+        procs: the control group to join.
+
+    Returns:
+        The process, and a connected descriptor for the VMM.
+
+    Raises:
+        HostError: virtiofsd is missing or does not start.
+    """
+    if not os.path.exists(config.virtiofsd):
+        raise HostError(f"{config.virtiofsd} is missing", "install the package qemu-system-common")
+    path = run_path / "fs.sock"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(str(path))
+        listener.listen(1)
+        client.connect(str(path))
+        argv = [
+            config.virtiofsd,
+            f"--fd={listener.fileno()}",
+            "-f",
+            "-o", f"source={share}",
+            "-o", "cache=auto,timeout=0,xattr,no_posix_lock,no_flock,sandbox=namespace,announce_submounts",
+            "-o", "log_level=err",
+            "--thread-pool-size=0",
+        ]  # fmt: skip
+        jail = Confinement(uid=0, gid=0, cgroup_procs=procs, capabilities=CAPABILITIES, max_files=262144)
+        process = spawn(argv, jail, (listener.fileno(),))
+    except OSError as error:
+        client.close()
+        raise HostError(f"cannot start the file server: {error.strerror}") from None
+    except BaseException:
+        client.close()
+        raise
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+    return process, client.detach()

@@ -1,0 +1,114 @@
+"""The directory that a sandbox's file server shows to its guest: root filesystem and volumes, one tree.
+
+::
+
+    share/rootfs   the container's root: image layers below, its writable layer above
+    share/vol/N    the N-th volume, a directory or a file
+
+It is put together in the keeper's own mount namespace and ends with it. The directories themselves are empty to
+everybody else, which is why they are removed with rmdir(2) and never by walking: a walk by a process that sees the
+mounts would delete what the volumes hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from casemate.errors import UsageError
+from casemate.host import mounts
+
+if TYPE_CHECKING:
+    from casemate.keeper.store import Container
+
+ROOT_NAME = "rootfs"
+VOLUMES_NAME = "vol"
+GUEST_PATH = "/run/casemate/share"
+"""Where the agent mounts the tree in the guest."""
+MAX_VOLUMES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A bind mount of a container.
+
+    ``index`` counts in the order of the specification's mounts; ``source`` is a host path.
+    """
+
+    index: int
+    source: Path
+    destination: str
+    read_only: bool
+
+
+def volumes(oci: dict[str, Any]) -> list[Volume]:
+    """The bind mounts of an OCI specification.
+
+    Raises:
+        UsageError: there are more than 256.
+    """
+    found: list[Volume] = []
+    for mount in oci.get("mounts", ()):
+        if mount.get("type") == "bind":
+            options = mount.get("options", ())
+            found.append(Volume(len(found), Path(mount["source"]), mount["destination"], "ro" in options))
+    if len(found) > MAX_VOLUMES:
+        raise UsageError(f"{len(found)} volumes are too many", f"the limit is {MAX_VOLUMES}")
+    return found
+
+
+def mount_root(container: Container, target: Path) -> None:
+    """Mount a container's root filesystem on ``target``, in this process's mount namespace."""
+    lower = [Path(layer) for layer in container.spec.layers]
+    mounts.overlay(lower, container.path / "upper", container.path / "work", target)
+
+
+def build(container: Container, share: Path) -> None:
+    """Put a container's tree together below ``share``, in this process's mount namespace.
+
+    Raises:
+        HostError: a mount was refused.
+        UsageError: a volume's source does not exist.
+    """
+    root = share / ROOT_NAME
+    root.mkdir(parents=True, exist_ok=True)
+    mount_root(container, root)
+    for volume in volumes(container.spec.oci):
+        target = share / VOLUMES_NAME / str(volume.index)
+        target.parent.mkdir(exist_ok=True)
+        if not volume.source.exists():
+            raise UsageError(f"the volume source {volume.source} does not exist", "make it first")
+        if volume.source.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            target.touch()
+        mounts.bind(volume.source, target, read_only=volume.read_only)
+
+
+def remove(share: Path) -> None:
+    """Remove the empty directories of a tree whose mounts are gone."""
+    names: Sequence[str] = ()
+    with contextlib.suppress(OSError):
+        names = os.listdir(share / VOLUMES_NAME)
+    for path in (*(share / VOLUMES_NAME / name for name in names), share / VOLUMES_NAME, share / ROOT_NAME, share):
+        with contextlib.suppress(OSError):
+            try:
+                os.rmdir(path)
+            except NotADirectoryError:
+                os.unlink(path)
+
+
+def guest_spec(container: Container) -> dict[str, Any]:
+    """The container's OCI specification in the guest's paths."""
+    oci = container.spec.oci
+    places = iter(volumes(oci))
+    result = {**oci, "root": {**oci.get("root", {}), "path": f"{GUEST_PATH}/{ROOT_NAME}"}}
+    result["mounts"] = [dict(mount) for mount in oci.get("mounts", ())]
+    for mount in result["mounts"]:
+        if mount.get("type") == "bind":
+            mount["source"] = f"{GUEST_PATH}/{VOLUMES_NAME}/{next(places).index}"
+    return result
