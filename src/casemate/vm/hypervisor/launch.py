@@ -14,6 +14,7 @@ status.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -102,10 +103,8 @@ class Process:
         """Send a signal; does nothing when the process has ended."""
         with self._lock:
             if self._returncode is None and not self._closed:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self.pidfd, number)
-                except ProcessLookupError:
-                    pass
 
     def close(self) -> None:
         """Give up the pidfd. A process that still runs is killed and reaped first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -32,7 +33,6 @@ from casemate.vm.hypervisor.base import (
     VmExit,
     VmSpec,
     VmStatus,
-    Vsock,
     device_fd,
 )
 from casemate.vm.hypervisor.qmp import QmpClient
@@ -243,10 +243,8 @@ class QemuVm(Vm):
             self._asked = True
             qmp = self._qmp
         if qmp is not None and self._exit is None:
-            try:
+            with contextlib.suppress(HypervisorError):  # ended meanwhile, or does not answer: killed below
                 qmp.execute("quit", timeout=timeout)
-            except HypervisorError:  # ended meanwhile, or does not answer: killed below
-                pass
         ended = self.wait(timeout) if qmp is not None else None
         if ended is None:
             self._kill()

@@ -1,12 +1,14 @@
 """A small synchronous client of the QEMU Machine Protocol over an open socket.
 
-Source: the QMP specification in QEMU's documentation (``docs/interop/qmp-spec``). Each message
-is a JSON object; QEMU ends each with a line feed. The VMM is treated as hostile: a message is bounded in size and depth, an answer has to belong to a request of ours, and whatever breaks the rules ends the connection with a
-reason, which every later call reports.
+Source: the QMP specification in QEMU's documentation (``docs/interop/qmp-spec``). Each message is a JSON object; QEMU
+ends each with a line feed. The VMM is treated as hostile: a message is bounded in size and depth, an answer has to
+belong to a request of ours, and whatever breaks the rules ends the connection with a reason, which every later call
+reports.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -126,10 +128,8 @@ class QmpClient:
         with self._lock:
             if not self._reason:
                 self._reason = reason
-        try:
+        with contextlib.suppress(OSError):  # the other side was faster
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the other side was faster
-            pass
         if self._thread.ident is None:
             self._finish()
         elif self._thread is not threading.current_thread():
@@ -161,10 +161,8 @@ class QmpClient:
         with self._lock:
             if not self._reason:
                 self._reason = reason
-        try:
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the reader, which does the rest
-        except OSError:
-            pass
 
     def _read(self) -> None:
         buffer = bytearray()
