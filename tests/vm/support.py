@@ -347,6 +347,11 @@ def clear(env: Environment) -> None:
             subprocess.run(["ip", "link", "delete", name], check=False)
     for name in tables(env):
         subprocess.run(["nft", "delete", "table", *name.split()], check=False)
+    for path in directories(env):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            Path(path).unlink(missing_ok=True)
 
 
 def _ids(env: Environment) -> list[str]:
