@@ -269,6 +269,7 @@ def _error(what: str, error: OSError) -> HostError:
     hints = {
         errno.EPERM: "run as root", errno.ENOENT: "make it first", errno.ENOSYS: _OLD_KERNEL,
         errno.ENOTDIR: "directories go on directories and files on files",
+        errno.EINVAL: "directories go on directories and files on files, within one mount namespace",
         errno.EROFS: "it is on a read-only file system",
         errno.ENOSPC: "free some space, or raise fs.mount-max", errno.ELOOP: "too many symbolic links",
     }
