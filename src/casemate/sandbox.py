@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from casemate.host.ports import PortMap
+
 
 class Stream(Protocol):
     """One direction of a process's standard input or output."""
@@ -58,6 +60,10 @@ class Sandbox(ABC):
 
     on_exit: Callable[[str | None, ProcessExit], None]
     """Called once for every process that was started: its exec id (None for the container's first) and how it ended."""
+    address: str | None = None
+    """Its IPv4 address, once it has booted with a network."""
+    ports: tuple[PortMap, ...] = ()
+    """Its published ports, with those that the kernel chose."""
 
     @abstractmethod
     def boot(self) -> None:
@@ -108,6 +114,10 @@ class Sandbox(ABC):
     @abstractmethod
     def info(self) -> dict[str, Any]:
         """What kernel the sandbox has, and the like."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Have everything written back that processes wrote; to be called before :meth:`close` when all went well."""
 
     @abstractmethod
     def close(self) -> None:

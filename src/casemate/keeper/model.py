@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from casemate.errors import StateError
+from casemate.errors import StateError, UsageError
 from casemate.host.ports import PortMap
 from casemate.ids import is_id
 
@@ -60,7 +60,7 @@ class ContainerSpec:
             rest: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
             rest.pop("ports", None)
             spec = cls(ports=ports, **rest)
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, UsageError) as error:
             raise StateError(f"config.json of a container is damaged ({error})") from None
         if not isinstance(spec.id, str) or not is_id(spec.id):
             raise StateError("config.json of a container holds no valid id")
@@ -80,6 +80,8 @@ class ContainerState:
     started: float | None = None
     finished: float | None = None
     address: str | None = None
+    ports: tuple[PortMap, ...] = ()
+    """The published ports, with those that the kernel chose."""
     guest: dict[str, Any] = field(default_factory=dict)
     """What the guest said of itself: kernel, memory, boot id, accelerator."""
 
@@ -94,8 +96,12 @@ class ContainerState:
         Raises:
             StateError: the status is none that exists.
         """
-        known = {item.name for item in fields(cls)}
-        state = cls(**{key: item for key, item in value.items() if key in known})
+        known = {item.name for item in fields(cls)} - {"ports"}
+        try:
+            ports = tuple(PortMap(**port) for port in value.get("ports", ()))
+        except (TypeError, AttributeError, UsageError) as error:
+            raise StateError(f"state.json of a container is damaged ({error})") from None
+        state = cls(ports=ports, **{key: item for key, item in value.items() if key in known})
         if state.status not in STATUSES:
             raise StateError(f"state.json of a container holds the unknown status {state.status!r}")
         return state

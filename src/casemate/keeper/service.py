@@ -90,7 +90,8 @@ class Keeper:
             self.state,
             status="running",
             started=time.time(),
-            address=getattr(self.sandbox, "address", None),
+            address=self.sandbox.address,
+            ports=self.sandbox.ports,
             guest={key: value for key, value in self.sandbox.info().items() if key != "processes"},
         )
         self._save()
@@ -115,9 +116,8 @@ class Keeper:
         """Give everything back, then write down how it ended: who reads ``exited`` finds nothing left."""
         if self._listener is not None:
             self._listener.close()
-        flush = getattr(self.sandbox, "flush", None)
-        if flush is not None and self.state.status == "running" and not end.error:
-            flush()
+        if self.state.status == "running" and not end.error:
+            self.sandbox.flush()
         self.sandbox.close()
         self._log.close()
         reap.clean_host(self.container)

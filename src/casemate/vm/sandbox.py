@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from casemate import __version__, ids
@@ -22,7 +23,8 @@ from casemate.errors import (
     NotRunning,
     UsageError,
 )
-from casemate.host import cgroups, network, ports, uids
+from casemate.host import cgroups, dns, network, uids
+from casemate.host.ports import PortProxy
 from casemate.keeper.store import Container
 from casemate.protocol.link import Link
 from casemate.protocol.wire import LinkClosed, LinkError, LinkTimeout, RequestFailed
@@ -67,13 +69,12 @@ class VmSandbox(Sandbox):
         self.on_exit = on_exit
         self._progress = progress
         self.memory_mib = self.spec.memory_mib or config.memory
-        self.address: str | None = None
         self._lock = threading.Lock()
         self._closed = False
         self._cgroup: cgroups.Cgroup | None = None
         self._files: Process | None = None
         self._net: network.SandboxNet | None = None
-        self._proxies: ports.Proxies | None = None
+        self._proxy: PortProxy | None = None
         self._console: Console | None = None
         self._vm: base.Vm | None = None
         self._link: Link | None = None
@@ -93,8 +94,13 @@ class VmSandbox(Sandbox):
         """
         config, identifier = self.config, self.container.id
         bundle = guest.find(config.root, config.guest)
-        accelerator, why = probe.choose(config)
-        self._guest = {"accelerator": accelerator.value, "accelerator_reason": why, "guest": bundle.digest}
+        choice = probe.choose(config)
+        accelerator = choice.accelerator
+        self._guest = {
+            "accelerator": accelerator.value,
+            "accelerator_reason": choice.reason,
+            "bundle": bundle.digest,
+        }
         run_path = self.container.run_path
         run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._cgroup = cgroups.Cgroup.create(
@@ -104,10 +110,9 @@ class VmSandbox(Sandbox):
             pids=None,
         )
         self._cgroup.add(os.getpid())
-        uid = uids.acquire(identifier, config)
+        uid = uids.lease(identifier, config)
         self._progress("network")
-        self._net = network.setup(identifier, config, self.spec.network, self.spec.ports)
-        self.address = self._net.address
+        netns = self._make_network()
         self._progress("files")
         tree = run_path / "share"
         share.build(self.container, tree)
@@ -126,7 +131,7 @@ class VmSandbox(Sandbox):
             base.Rng(),
             base.Balloon(),
         ]
-        if self._net.tap_fd is not None:
+        if self._net is not None:
             devices.append(base.Net("net0", self._net.mac, self._net.tap_fd, self._net.mtu))
         spec = base.VmSpec(
             name=f"casemate-{ids.short(identifier)}",
@@ -140,7 +145,7 @@ class VmSandbox(Sandbox):
             devices=tuple(devices),
             log=self.container.path / "vmm.log",
         )
-        jail = base.Confinement(uid=uid, gid=uid, cgroup_procs=self._cgroup.procs_files(), netns_fd=self._net.netns_fd)
+        jail = base.Confinement(uid=uid, gid=uid, cgroup_procs=self._cgroup.procs_files(), netns_fd=netns)
         self._vm = QemuHypervisor(config).create(spec, jail)
         self._vm.on_exit(self._machine_ended)
         self._vm.start()
@@ -154,8 +159,20 @@ class VmSandbox(Sandbox):
         except LinkError as error:
             raise HypervisorError(f"the guest did not come up: {self._why(str(error))}") from None
         self._guest["agent"] = str(hello.get("version"))[:64]
+        os.close(netns)  # the VMM holds it now
+        if self._proxy is not None and self.address:
+            self._proxy.start(self.address)
+
+    def _make_network(self) -> int:
+        """Make the sandbox's network namespace and what belongs to it; the namespace's descriptor."""
+        if self.spec.network == "none":
+            return network.isolated()
         if self.spec.ports:
-            self._proxies = ports.serve(self.spec.ports, self.address or "")
+            self._proxy = PortProxy(self.spec.ports)
+            self.ports = self._proxy.ports
+        self._net = network.setup(self.container.id, self.config, self.ports)
+        self.address = self._net.address
+        return self._net.netns_fd
 
     def _why(self, said: str) -> str:
         """The best reason known for a guest's silence."""
@@ -170,10 +187,8 @@ class VmSandbox(Sandbox):
         """Make the container and start its first process, in one request. See :class:`casemate.sandbox.Sandbox`."""
         spec = self.spec
         net = self._net
-        if net is None:
-            raise HypervisorError("the sandbox has not been booted")
         interfaces = []
-        if net.tap_fd is not None:
+        if net is not None:
             interfaces.append(
                 {"mac": net.mac, "addresses": [f"{net.address}/32"], "gateway": net.gateway, "mtu": net.mtu}
             )
@@ -203,8 +218,12 @@ class VmSandbox(Sandbox):
         else:
             hosts.append(f"127.0.1.1\t{spec.hostname}")
         content = {"/etc/hosts": "\n".join(hosts) + "\n", "/etc/hostname": spec.hostname + "\n"}
-        content["/etc/resolv.conf"] = network.resolv_conf(spec.dns) if spec.network != "none" or spec.dns else ""
+        content["/etc/resolv.conf"] = self._resolver().resolv_conf() if self.address else ""
         return [{"path": path, "mode": 0o644, "content": text} for path, text in content.items()]
+
+    def _resolver(self) -> dns.Dns:
+        settings = dns.host_dns()
+        return replace(settings, nameservers=self.spec.dns) if self.spec.dns else settings
 
     # ---- processes
 
@@ -383,8 +402,8 @@ class VmSandbox(Sandbox):
             if self._closed:
                 return
             self._closed = True
-        if self._proxies is not None:
-            self._proxies.close()
+        if self._proxy is not None:
+            self._proxy.close()
         if self._vm is not None:
             self._vm.kill()
             self._vm.wait(10.0)
@@ -392,5 +411,3 @@ class VmSandbox(Sandbox):
             self._link.close("the sandbox is closed")
         if self._files is not None:
             self._files.close()
-        if self._net is not None:
-            self._net.close()

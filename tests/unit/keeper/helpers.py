@@ -118,6 +118,9 @@ class FakeSandbox(Sandbox):
     def info(self) -> dict[str, Any]:
         return {"kernel": "6.1.0", "processes": {}}
 
+    def flush(self) -> None:
+        self.calls.append(("flush",))
+
     def close(self) -> None:
         if self.block_boot is not None:
             self.boot_error = self.boot_error or CasemateError("closed")
