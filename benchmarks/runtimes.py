@@ -101,9 +101,8 @@ class CasemateRuntime(Runtime):
 
     def layers(self, name: str) -> list[Path]:
         """The directories that a container's root filesystem is made of, the lowest first."""
-        identifier = self.cm.inspect(name)
-        number = identifier.get("Id") or identifier["id"]
-        config = json.loads((self.cm.env.root / "containers" / number / "config.json").read_text())
+        directory = self.cm.env.root / "containers" / self.cm.inspect(name)["Id"]
+        config = json.loads((directory / "config.json").read_text())
         return [Path(layer) for layer in config["layers"]]
 
 
