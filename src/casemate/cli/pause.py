@@ -1,0 +1,32 @@
+"""``casemate pause``: stop containers where they stand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from casemate.cli import common
+
+if TYPE_CHECKING:
+    from casemate.cli.parser import Parser
+    from casemate.config import Config
+
+USAGE = "CONTAINER..."
+
+
+def declare(parser: Parser) -> None:
+    """Name the options."""
+    parser.add_argument("containers", metavar="CONTAINER", nargs="+")
+
+
+def run(config: Config, args: Any) -> int:
+    """Pause each container."""
+    from casemate.keeper.client import Client
+
+    store = common.containers(config)
+
+    def pause(reference: str) -> None:
+        with Client(store.get(reference)) as client:
+            client.pause()
+        print(reference, flush=True)
+
+    return common.each(args.containers, pause)
