@@ -53,7 +53,9 @@ def take_in(
     manifest = digest_of(loaded.manifest)
     _write(space.blob_path("manifests", manifest), loaded.manifest)
     _write(space.blob_path("configs", loaded.id), loaded.config)
-    _sync(space.root)
+    before = space.load()
+    if loaded.id not in before.images or any(before.layers[diff_id].boot for diff_id in config.diff_ids):
+        _sync(space.root)
     with space.change() as index:
         record = index.images.get(loaded.id)
         known = set(record.digests) if record else set()

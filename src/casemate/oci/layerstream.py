@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator
-from typing import IO, BinaryIO, Protocol, cast
+from typing import IO, Protocol, cast
 
 from casemate.errors import BadImage
 from casemate.oci.limits import DEFAULT, Limits
@@ -88,7 +88,7 @@ class LayerStream:
     """
 
     def __init__(
-        self, file: BinaryIO, diff_id: str, *, media_type: str = "", digest: str = "", size: int = -1,
+        self, file: Readable, diff_id: str, *, media_type: str = "", digest: str = "", size: int = -1,
         limits: Limits = DEFAULT,
     ) -> None:
         self._limits = limits

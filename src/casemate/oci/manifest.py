@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from casemate.config import machine
 from casemate.errors import BadImage
 from casemate.oci.imageconfig import MAX_LAYERS, load_json
-from casemate.oci.layerstream import MEDIA_TYPES
+from casemate.oci.layerstream import MEDIA_TYPES, Readable
 from casemate.oci.reference import is_digest
 
 MAX_MANIFEST = 4 << 20
@@ -40,7 +41,7 @@ class Descriptor:
 class LayerSource:
     """A layer to unpack. ``digest``, ``size`` (-1) and ``media_type`` may be unknown, as in a Docker archive."""
 
-    open: Callable[[], BinaryIO]
+    open: Callable[[], AbstractContextManager[Readable]]
     media_type: str = ""
     digest: str = ""
     size: int = -1

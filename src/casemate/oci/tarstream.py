@@ -58,6 +58,12 @@ class Feed:
             size -= len(piece)
             yield piece
 
+    def skip(self, size: int) -> bool:
+        """Pass over ``size`` bytes; whether there were as many."""
+        for piece in self.pieces(size):
+            size -= len(piece)
+        return size == 0
+
     def drain(self) -> None:
         """Read to the end of the stream."""
         self._at = len(self._chunk)
@@ -137,11 +143,9 @@ class TarReader:
             raise BadImage("a tar archive ends within a file")
 
     def _skip(self) -> None:
-        for _ in self.data():
-            pass
-        if self._padding:
-            self._exact(self._padding)
-            self._padding = 0
+        size, self._left, self._padding = self._left + self._padding, 0, 0
+        if size and not self._feed.skip(size):
+            raise BadImage("a tar archive ends within a file")
 
     def _exact(self, size: int) -> bytes:
         data = self._feed.take(size)
