@@ -347,6 +347,9 @@ def clear(env: Environment) -> None:
             subprocess.run(["ip", "link", "delete", name], check=False)
     for name in tables(env):
         subprocess.run(["nft", "delete", "table", *name.split()], check=False)
+    for path in control_groups(env):
+        with contextlib.suppress(OSError):  # it has processes meanwhile, so it is another environment's
+            os.rmdir(path)
     for path in directories(env):
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.vm.support import Environment, clear, environment, leaks
 
@@ -45,6 +46,9 @@ def _leak(env: Environment) -> tuple[int, list[str]]:
     subprocess.run(["ip", "address", "add", f"10.{env.network_number}.0.1/32", "dev", link], check=True)
     rules = f"table ip {table} {{\nchain c {{\nip saddr 10.{env.network_number}.0.2 accept\n}}\n}}\n"
     subprocess.run(["nft", "-f", "-"], input=rules.encode(), check=True)
+    group = next(line.split()[4] for line in _cgroup_mounts())
+    leaked = Path(group) / "casemate" / f"leak-{env.network_number}"
+    leaked.mkdir(parents=True)
     # Double fork, so that it is nobody's child here, as a keeper is. Only its open file tells whose it is.
     code = (
         "import os, signal\n"
@@ -55,5 +59,12 @@ def _leak(env: Environment) -> tuple[int, list[str]]:
     with open(env.base / "held", "w") as held:
         done = subprocess.run([sys.executable, "-c", code], stdout=held, stderr=subprocess.PIPE, env={}, check=True)
     return int(done.stderr), [
-        f" {mounted} ", f"link {link}", f"packet filter table ip {table}", *map(str, left),
+        f" {mounted} ", f"link {link}", f"packet filter table ip {table}",
+        f"control group {leaked}", *map(str, left),
     ]  # fmt: skip
+
+
+def _cgroup_mounts() -> list[str]:
+    """Lines of mountinfo for trees in which a group can be made; cpuset's would need more than a directory."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if " - cgroup2 " in line or (" - cgroup " in line and "cpuset" not in line)]
