@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from zlib import crc32
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CASEMATE_CACHE") or CHECKOUT / ".cache")
@@ -89,6 +91,7 @@ def environment(settings: str = "") -> Iterator[Environment]:
             yield env
         finally:
             shutil.rmtree(base, ignore_errors=True)
+            _forget_network(number)
 
 
 @contextlib.contextmanager
@@ -255,18 +258,25 @@ def links(env: Environment) -> list[str]:
         if any(address.get("local", "").startswith(prefix) for address in link.get("addr_info", ())):
             found.append(f"link {link['ifname']}")
     for route in json.loads(_output("ip", "-j", "route", "show", "table", "all") or "[]"):
-        if str(route.get("dst", "")).startswith(prefix):
+        # The whole range is unreachable but for the sandboxes in it; that stays while the host runs.
+        if str(route.get("dst", "")).startswith(prefix) and route.get("type") != "unreachable":
             found.append(f"route {route['dst']} dev {route.get('dev')}")
     return found
 
 
 def tables(env: Environment) -> list[str]:
-    """Packet filter tables that name an environment's range."""
-    return [
-        f"{family} {name}"
-        for family, name in (line.split()[1:3] for line in _output("nft", "list", "tables").splitlines())
-        if f"10.{env.network_number}." in _output("nft", "list", "table", family, name)
-    ]
+    """What packet filter tables have for single addresses of an environment's range, as a table's name and a line.
+
+    The range as a whole stays known to them while the host runs, see :func:`_forget_network`.
+    """
+    found = []
+    for line in _output("nft", "list", "tables").splitlines():
+        _, family, name = line.split()[:3]
+        for rule in _output("nft", "list", "table", family, name).splitlines():
+            addresses = re.findall(rf"\b10\.{env.network_number}\.(\d+\.\d+)\b", rule)
+            if set(addresses) - {"0.0", "255.255"}:  # these are the range's bounds
+                found.append(f"{family} {name}: {rule.strip()}")
+    return found
 
 
 def control_groups(env: Environment) -> list[str]:
@@ -300,16 +310,19 @@ def _populated(group: Path) -> bool:
 
 def directories(env: Environment) -> list[str]:
     """What is left of containers in an environment's directories."""
-    found = []
-    for directory in (env.root / "containers", env.root / "names"):
-        if directory.is_dir():
-            found += [str(path) for path in directory.iterdir()]
+    places = [env.root / "containers", env.root / "names", env.run / "uids", env.run / "uids" / "owners"]
+    if (env.run / "ipam").is_dir():
+        for network in (env.run / "ipam").iterdir():
+            places += [network, network / "owners"]
+    found = [
+        str(path)
+        for place in places
+        if place.is_dir()
+        for path in place.iterdir()
+        if path.name != "owners" and not path.name.startswith(".")
+    ]
     if env.run.is_dir():
-        for path in env.run.iterdir():
-            if path.is_dir() and path.name in ("ipam", "uids"):
-                found += [str(lease) for lease in path.iterdir() if not lease.name.endswith("lock")]
-            elif path.is_dir() and all(letter in "0123456789abcdef" for letter in path.name):
-                found.append(str(path))
+        found += [str(path) for path in env.run.iterdir() if re.fullmatch(r"[0-9a-f]{12,64}", path.name)]
     return found
 
 
@@ -324,7 +337,7 @@ def leaks(env: Environment, patience: float = 10) -> list[str]:
         found = [f"process {pid}: {what}" for pid, what in processes(env).items()]
         found += [f"mount {line}" for line in mounts(env)]
         found += links(env)
-        found += [f"packet filter table {name}" for name in tables(env)]
+        found += [f"packet filter {rule}" for rule in tables(env)]
         found += [f"control group {path}" for path in control_groups(env)]
         found += [f"left on disk: {path}" for path in directories(env)]
         if not found or time.monotonic() > deadline:
@@ -345,8 +358,8 @@ def clear(env: Environment) -> None:
         kind, name = entry.split()[:2]
         if kind == "link":
             subprocess.run(["ip", "link", "delete", name], check=False)
-    for name in tables(env):
-        subprocess.run(["nft", "delete", "table", *name.split()], check=False)
+    for element in _published(env):
+        subprocess.run(["nft", "delete", "element", *element], check=False)
     for path in control_groups(env):
         with contextlib.suppress(OSError):  # it has processes meanwhile, so it is another environment's
             os.rmdir(path)
@@ -355,6 +368,30 @@ def clear(env: Environment) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             Path(path).unlink(missing_ok=True)
+
+
+def _published(env: Environment) -> list[list[str]]:
+    """Published ports that lead into an environment's range, in the words of ``nft delete element``."""
+    found = []
+    for name in ("ports", "ports_at"):
+        text = _output("nft", "list", "map", "inet", "casemate", name)
+        for key, address in re.findall(r"([\w. ]+?) : (\d+\.\d+\.\d+\.\d+) \.", text.replace("elements = {", "")):
+            if address.startswith(f"10.{env.network_number}."):
+                found.append(["inet", "casemate", name, "{", key.strip(), "}"])
+    return found
+
+
+def _forget_network(number: int) -> None:
+    """Take what casemate keeps for a range as a whole, and not for one sandbox, off this host again."""
+    from casemate.host import firewall
+
+    network = f"10.{number}.0.0/16"
+    known = f"add element inet casemate networks {{ {network} }}\n"
+    marker = f"rules-{crc32((firewall._TABLE + known).encode()):08x}"
+    # One transaction: were only the range forgotten, the mark would say that it is known.
+    script = f"delete chain inet casemate {marker}\n" + known.replace("add", "delete", 1)
+    subprocess.run(["nft", "-f", "-"], input=script.encode(), capture_output=True, check=False)
+    subprocess.run(["ip", "route", "delete", "unreachable", network], capture_output=True, check=False)
 
 
 def _ids(env: Environment) -> list[str]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from casemate.host import firewall
 from tests.vm.support import Environment, clear, environment, leaks
 
 
@@ -36,16 +37,18 @@ def test_everything_that_may_leak_is_found_and_cleared() -> None:
 def _leak(env: Environment) -> tuple[int, list[str]]:
     """One of everything; gives the process's id and what the check has to say of the rest."""
     link = f"cmleak{env.network_number}"
-    table = f"casemate-leak-{env.network_number}"
+    address = f"10.{env.network_number}.0.2"
+    port = f"tcp . 19{env.network_number:03}"
     mounted = env.base / "mounted"
-    left = [env.root / "containers" / "f00d", env.run / "abcdef012345", env.run / "ipam" / "10.0.0.2"]
+    left = [env.root / "containers" / "f00d", env.run / "abcdef012345", env.run / "ipam" / "a_16" / "10.0.0.2"]
     for path in (mounted, *left):
         path.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", mounted], check=True)
     subprocess.run(["ip", "link", "add", link, "type", "veth", "peer", "name", link + "p"], check=True)
     subprocess.run(["ip", "address", "add", f"10.{env.network_number}.0.1/32", "dev", link], check=True)
-    rules = f"table ip {table} {{\nchain c {{\nip saddr 10.{env.network_number}.0.2 accept\n}}\n}}\n"
-    subprocess.run(["nft", "-f", "-"], input=rules.encode(), check=True)
+    firewall.prepare(f"10.{env.network_number}.0.0/16", address, ())
+    element = ["inet", "casemate", "ports", f"{{ {port} : {address} . 80 }}"]
+    subprocess.run(["nft", "add", "element", *element], check=True)
     group = next(line.split()[4] for line in _cgroup_mounts())
     leaked = Path(group) / "casemate" / f"leak-{env.network_number}"
     leaked.mkdir(parents=True)
@@ -59,7 +62,7 @@ def _leak(env: Environment) -> tuple[int, list[str]]:
     with open(env.base / "held", "w") as held:
         done = subprocess.run([sys.executable, "-c", code], stdout=held, stderr=subprocess.PIPE, env={}, check=True)
     return int(done.stderr), [
-        f" {mounted} ", f"link {link}", f"packet filter table ip {table}",
+        f" {mounted} ", f"link {link}", "packet filter inet casemate: ",
         f"control group {leaked}", *map(str, left),
     ]  # fmt: skip
 
