@@ -1,1 +1,1 @@
-"""The vm wall: virtual machines, their guests and the sandboxes made of them."""
+"""The vm wall: everything about the virtual machine around a sandbox that does not belong to one hypervisor."""

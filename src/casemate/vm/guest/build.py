@@ -1,0 +1,291 @@
+"""Building a guest bundle, step by step, each kept for the next time.
+
+cache/packages.json      which packages in which versions
+cache/packages/          the packages
+cache/staged/<key>/      kernel, initial root and root tree made from them
+<root>/guest/<digest>/   the bundle: the above with the agent in it
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import casemate
+from casemate import config, jsonfile
+from casemate.errors import GuestError, HostError, StateError
+from casemate.vm.guest import bundle, initrd, kernel, packages, rootfs
+from casemate.vm.guest.bundle import GuestBundle
+from casemate.vm.guest.lock import locked
+from casemate.vm.guest.modules import ModuleTree
+from casemate.vm.guest.packages import Package
+from casemate.vm.guest.recipe import Architecture, architecture
+from casemate.vm.guest.tools import require
+
+Progress = Callable[[str], None]
+_AGENT_PARTS = ("agent", "protocol")
+_STAGED_KEEP = 2
+
+
+def build(
+    root: Path, cache: Path, progress: Progress, *, update: bool = False, sources: Path | None = None
+) -> GuestBundle:
+    """Build the guest bundle and make it the current one; nothing is done when nothing has changed.
+
+    Arguments:
+        root: the directory of what lasts, ``config.root``.
+        cache: where packages and half-products are kept; may be deleted at any time between builds.
+        progress: is given a line for each step that takes a second or more.
+        update: ask apt for new versions of the packages. Without it a list that is in the cache is used as it is, and
+            nothing is fetched when the packages are there too.
+        sources: the ``casemate`` package to take the agent from; this one when None.
+
+    Raises:
+        HostError: a program is missing, no space is left, this is not Debian.
+        GuestError: a package cannot be had or is not as expected.
+    """
+    arch = architecture(config.machine())
+    try:
+        with locked(cache, lambda: progress("waiting for another build")):
+            return _build(root, cache, progress, update, sources or Path(casemate.__file__).parent, arch)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HostError("no space is left for the guest", f"free 500 MB in {cache} and {root}") from None
+        raise HostError(f"the guest cannot be built: {error.strerror or error}: {error.filename or cache}") from None
+
+
+def _build(
+    root: Path, cache: Path, progress: Progress, update: bool, package: Path, arch: Architecture
+) -> GuestBundle:
+    agent = _agent_sources(package)
+    listed = None if update else _read_list(cache, arch)
+    if listed is not None:
+        key = _key(arch, listed, agent)
+        if (existing := _existing(root, key)) is not None:
+            return existing
+    packages.check_host()
+    for program, debian in (("mkfs.erofs", "erofs-utils"), ("lz4", "lz4")):
+        require(program, debian)
+    _sweep(cache)
+    staged, listed = _staged(cache, progress, arch, listed, update)
+    key = _key(arch, listed, agent)
+    if (existing := _existing(root, key)) is not None:
+        return existing
+    progress("making the guest's root image")
+    with locked(bundle.home(root)):
+        return _publish(root, staged, listed, agent, key, arch)
+
+
+def _agent_sources(package: Path) -> list[tuple[str, bytes]]:
+    """The agent's source files by their path in the guest, sorted."""
+    found = [("casemate/__init__.py", (package / "__init__.py").read_bytes())]
+    for part in _AGENT_PARTS:
+        for path in sorted((package / part).rglob("*.py")):
+            found.append((f"casemate/{path.relative_to(package).as_posix()}", path.read_bytes()))
+    if "casemate/agent/main.py" not in {name for name, _ in found}:
+        raise GuestError(f"{package} holds no agent", "install casemate whole")
+    return sorted(found)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _recipe_hash() -> str:
+    """A change of how bundles are made makes new ones; nobody has to remember to raise a number."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _staged_key(arch: Architecture, listed: Sequence[Package]) -> str:
+    return _hash([bundle.FORMAT, _recipe_hash(), arch.name, [p.as_json() for p in listed]])
+
+
+def _key(arch: Architecture, listed: Sequence[Package], agent: Sequence[tuple[str, bytes]]) -> str:
+    sources = [(name, hashlib.sha256(content).hexdigest()) for name, content in agent]
+    return _hash([_staged_key(arch, listed), casemate.__version__, sources])
+
+
+def _existing(root: Path, key: str) -> GuestBundle | None:
+    """A whole bundle with that key, made the current one."""
+    for found in bundle.list_bundles(root):
+        if found.manifest.get("key") == key:
+            if bundle.current(root) != found.digest:
+                bundle.select(root, found.digest)
+            return found
+    return None
+
+
+def _read_list(cache: Path, arch: Architecture) -> list[Package] | None:
+    try:
+        value = jsonfile.read(cache / "packages.json")
+        if value["architecture"] != arch.name:
+            return None
+        return [packages.from_json(entry) for entry in value["packages"]]
+    except (OSError, StateError, KeyError, TypeError, ValueError):
+        return None  # absent or damaged: it is made anew
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what an interrupted build left. The lock is held: nobody else is at work here."""
+    for directory in (cache, cache / "packages", cache / "staged"):
+        for path in directory.glob(".*-*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _staged(
+    cache: Path, progress: Progress, arch: Architecture, listed: list[Package] | None, update: bool
+) -> tuple[Path, list[Package]]:
+    """The directory with what comes from packages, and the packages it came from."""
+    if listed is not None:
+        made = cache / "staged" / _staged_key(arch, listed)
+        if made.is_dir():
+            return made, listed
+    store = cache / "packages"
+    own_lists = update
+    while True:
+        apt = packages.Apt(cache / "apt", arch, own_lists=own_lists)
+        try:
+            if listed is None:
+                if own_lists:
+                    progress("fetching Debian's package lists")
+                    apt.update()
+                progress("asking apt for the guest's packages")
+                listed = apt.resolve()
+            packages.fetch(listed, store, apt, progress)
+            break
+        except GuestError:
+            # The host's lists may be absent or older than what the mirror still has: once more with fresh ones.
+            if own_lists:
+                raise
+            own_lists, listed = True, None
+    jsonfile.write(
+        cache / "packages.json", {"architecture": arch.name, "packages": [p.as_json() for p in listed]}, mode=0o644
+    )
+    made = cache / "staged" / _staged_key(arch, listed)
+    if not made.is_dir():
+        _stage(store, listed, made, progress)
+    return made, listed
+
+
+def _stage(store: Path, listed: Sequence[Package], made: Path, progress: Progress) -> None:
+    made.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".stage-", dir=made.parent))
+    try:
+        progress("unpacking the guest's packages")
+        unpacked = work / "unpacked"
+        packages.unpack(listed, store, unpacked)
+        images = sorted((unpacked / "boot").glob("vmlinuz-*"))
+        if len(images) != 1:
+            raise GuestError(f"the packages hold {len(images)} kernels where one is needed")
+        release = images[0].name.removeprefix("vmlinuz-")
+        modules = next(
+            (path for base in ("lib", "usr/lib") if (path := unpacked / base / "modules" / release).is_dir()), None
+        )
+        if modules is None:
+            raise GuestError(f"the kernel package holds no modules of {release}")
+        result = work / "result"
+        result.mkdir()
+        progress("extracting the kernel")
+        image = images[0].read_bytes()
+        plain = kernel.extract(image)
+        (result / ("vmlinux" if plain else "bzimage")).write_bytes(plain or image)
+        tree = ModuleTree(modules)
+        progress("making the initial root")
+        busybox = next(p for p in (unpacked / "bin/busybox", unpacked / "usr/bin/busybox") if p.exists())
+        (result / "initrd.cpio").write_bytes(initrd.build(busybox.read_bytes(), tree))
+        progress("making the root tree")
+        rootfs.stage(unpacked, tree, result / "root")
+        (result / "release").write_text(release)
+        os.rename(result, made)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    for old in sorted(made.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)[_STAGED_KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _publish(
+    root: Path,
+    staged: Path,
+    listed: Sequence[Package],
+    agent: Sequence[tuple[str, bytes]],
+    key: str,
+    arch: Architecture,
+) -> GuestBundle:
+    home = bundle.home(root)
+    for stale in home.glob(".build-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=".build-", dir=home))
+    try:
+        result, scratch = work / "result", staged.parent / f".image-{os.getpid()}"
+        result.mkdir(mode=0o755)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            rootfs.image(staged / "root", agent, scratch, result / "root.erofs")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        kernel_name = next(name for name in bundle.FILES["kernel"] if (staged / name).exists())
+        for name in (kernel_name, "initrd.cpio"):
+            shutil.copyfile(staged / name, result / name)
+        files: dict[str, dict[str, Any]] = {}
+        for role, names in bundle.FILES.items():
+            path = next(result / name for name in names if (result / name).exists())
+            files[role] = {"name": path.name, **_seal(path)}
+        digest = _hash([bundle.FORMAT, arch.name, {role: [f["name"], f["sha256"]] for role, f in files.items()}])
+        release = (staged / "release").read_text()
+        debian = next(p.version for p in listed if p.name.startswith("linux-image-"))
+        manifest = {
+            "format": bundle.FORMAT,
+            "digest": digest,
+            "key": key,
+            "version": f"{casemate.__version__}+linux{debian}",
+            "architecture": arch.name,
+            "kernel_release": release,
+            "files": files,
+            "base_cmdline": {name: list(words) for name, words in arch.cmdline.items()},
+            "packages": [p.as_json() for p in listed],
+        }
+        jsonfile.write(result / "manifest.json", manifest, mode=0o644)
+        os.chmod(result, 0o755)
+        target = home / digest
+        try:
+            bundle.load(target)
+            # The same files from other inputs, such as a recipe that was only written differently.
+            os.replace(result / "manifest.json", target / "manifest.json")
+        except GuestError:
+            if target.exists():
+                bundle.remove(target)
+            os.rename(result, target)
+        bundle.select(root, digest)
+        _sync(home)
+        return bundle.load(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    """Make a file lasting and read-only; its size and checksum."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    os.chmod(path, 0o444)
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,108 @@
+"""What a guest bundle is made of: one table per architecture, and the lists that trim it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from casemate.errors import HostError
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What differs between architectures. Tuples of kernel arguments are for one accelerator each."""
+
+    name: str
+    """The kernel's word, as in ``uname -m``."""
+    debian: str
+    """Debian's word."""
+    kernel: str
+    """The metapackage that depends on the current kernel."""
+    cmdline: dict[str, tuple[str, ...]]
+    """Kernel arguments by accelerator, without those of the devices."""
+
+
+_X86_COMMON = (
+    "console=ttyS0",
+    "quiet",
+    # An immediate restart, which the hypervisor turns into an exit: a guest that fails must not linger.
+    "panic=-1",
+    # Debian tests its cryptography at each start; a good idea, 0.2 s, and nothing that a sandbox of seconds needs.
+    "cryptomgr.notests",
+    "8250.nr_uarts=1",
+)
+
+ARCHITECTURES = {
+    "x86_64": Architecture(
+        name="x86_64",
+        debian="amd64",
+        kernel="linux-image-cloud-amd64",
+        cmdline={
+            "tcg": (
+                *_X86_COMMON,
+                # Emulated code does not speculate: mitigations would only cost. Address randomisation needs the
+                # kernel's own decompressor, which an ELF kernel does not have.
+                "nokaslr", "mitigations=off",
+                # The emulated clocks are the host's: nothing is learnt by watching one with another.
+                "tsc=reliable", "no_timer_check",
+                # Start-up work of 10 to 80 ms each for what no sandbox has: kprobes in tracefs, certificates for
+                # modules (ours come unsigned from a verified package), a self-test, a keyboard, a battery clock.
+                "initcall_blacklist=init_kprobe_trace,load_system_certificate_list,crypto_kdf108_init,i8042_init,"
+                "cmos_init",
+            ),
+            "kvm": _X86_COMMON,
+        },
+    ),
+}
+
+BASE_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "virtiofs")
+"""Loaded at every start, with what they depend on."""
+
+DEVICE_MODULES = {
+    1: "virtio_net",
+    4: "virtio-rng",
+    5: "virtio_balloon",
+    19: "vmw_vsock_virtio_transport",
+    24: "virtio_mem",
+}
+"""Loaded when a virtio device of that number (virtio specification, section 5) is there at the start."""
+
+EXTRA_MODULES = ("overlay", "tun", "veth")
+"""Not loaded; in the root image beside those above for an agent that finds a use for them later."""
+
+ROOT_SERIAL = "casemate-root"
+"""Serial number of the block device with the root image; any other is not touched."""
+
+AGENT_HOME = "/usr/lib/casemate"
+
+# Parts of Python's library that an agent which talks JSON over a file descriptor has no use for.
+_DROP = """
+    __phello__ _aix_support _compression _markupbase _osx_support _pydecimal aifc antigravity asynchat asyncio
+    asyncore audioop bdb binhex bz2 calendar cgi cgitb chunk codeop code colorsys compileall concurrent crypt csv
+    ctypes/macholib ctypes/test curses cProfile datetime dbm decimal difflib dis distutils doctest email ensurepip
+    filecmp fileinput formatter fractions ftplib getopt getpass gettext graphlib gzip html http idlelib imaplib imghdr
+    imp ipaddress lib2to3 lzma mailbox mailcap mimetypes modulefinder msilib multiprocessing netrc nntplib nturl2path
+    numbers optparse pathlib pdb pickle pickletools pip pipes pkgutil plistlib poplib pprint profile pstats pyclbr pydoc
+    pydoc_data quopri random rlcompleter sched shelve site-packages smtpd smtplib sndhdr sqlite3 sre_compile
+    sre_constants sre_parse ssl statistics sunau symtable tabnanny tarfile telnetlib test this timeit tkinter tomllib
+    trace tracemalloc turtle turtledemo unittest urllib uu uuid venv wave webbrowser wsgiref xdrlib xml xmlrpc zipapp
+    zipfile zoneinfo
+"""
+PYTHON_DROP = frozenset(_DROP.split())
+
+ENCODINGS_KEEP = ("__init__", "aliases", "ascii", "idna", "latin_1", "utf_8")
+
+EXTENSIONS_KEEP = ("_ctypes", "_json", "_queue", "resource", "termios")
+"""Extension modules that Debian does not link into the interpreter and the agent needs."""
+
+
+def architecture(name: str) -> Architecture:
+    """The table of an architecture.
+
+    Raises:
+        HostError: no guest can be built for it.
+    """
+    found = ARCHITECTURES.get(name)
+    if found is None:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise HostError(f"no guest can be built for {name}", f"casemate knows guests for {known}")
+    return found
