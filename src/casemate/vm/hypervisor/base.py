@@ -48,13 +48,17 @@ def check_id(value: str) -> str:
         HypervisorError: it is not.
     """
     if not _ID.match(value):
-        raise HypervisorError(f"bad device id {value!r}", "use a letter, then at most 30 letters, digits, '.', '_' or '-'")
+        raise HypervisorError(
+            f"bad device id {value!r}", "use a letter, then at most 30 letters, digits, '.', '_' or '-'"
+        )
     return value
 
 
 def _check_fd(owner: str, fd: int) -> None:
     if fd < 3:
-        raise HypervisorError(f"device {owner} has descriptor {fd}", "give it an open descriptor above the standard three")
+        raise HypervisorError(
+            f"device {owner} has descriptor {fd}", "give it an open descriptor above the standard three"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,9 @@ class SharedFs:
     def __post_init__(self) -> None:
         _check_fd(check_id(self.id), self.fd)
         if not _PORT.match(self.tag) or len(self.tag) > 35:
-            raise HypervisorError(f"bad shared file system tag {self.tag!r}", "use at most 35 letters, digits, '.', '_' or '-'")
+            raise HypervisorError(
+                f"bad shared file system tag {self.tag!r}", "use at most 35 letters, digits, '.', '_' or '-'"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +249,9 @@ class VmSpec:
             raise HypervisorError(f"bad machine name {self.name!r}", "use at most 63 letters, digits, '.', '_' or '-'")
         for word in self.cmdline:
             if not word.isascii() or not word.isprintable() or not word or " " in word:
-                raise HypervisorError(f"bad kernel argument {word!r}", "arguments are printable ASCII without white space")
+                raise HypervisorError(
+                    f"bad kernel argument {word!r}", "arguments are printable ASCII without white space"
+                )
         if sum(len(word) + 1 for word in self.cmdline) > 2047:
             raise HypervisorError("the kernel arguments are longer than the kernel's 2047 bytes")
         if not 32 <= self.memory_mib <= 1 << 22:

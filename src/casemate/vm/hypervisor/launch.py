@@ -271,7 +271,9 @@ def _fork(plan: _Plan) -> Process:
             process.wait()
             process.close()
             step, _, number = report.decode().partition("\n")
-            raise HypervisorError(f"cannot start {name}: {step}: {os.strerror(int(number))}", _advice(step, int(number)))
+            raise HypervisorError(
+                f"cannot start {name}: {step}: {os.strerror(int(number))}", _advice(step, int(number))
+            )
         return process
     finally:
         os.close(report_read)

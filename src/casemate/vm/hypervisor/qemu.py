@@ -497,7 +497,9 @@ def kvm_group() -> int | None:
         return None
     if node.st_mode & 0o060 == 0o060 and node.st_gid != 0:
         return node.st_gid
-    raise HypervisorError("only root may open /dev/kvm", "run: groupadd -rf kvm; chgrp kvm /dev/kvm; chmod 660 /dev/kvm")
+    raise HypervisorError(
+        "only root may open /dev/kvm", "run: groupadd -rf kvm; chgrp kvm /dev/kvm; chmod 660 /dev/kvm"
+    )
 
 
 def _with_kvm_group(jail: Confinement) -> Confinement:
