@@ -8,7 +8,9 @@ them. What each rule is for stands in docs/network.md.
 from __future__ import annotations
 
 import os
-import re
+import socket
+import struct
+from binascii import crc32
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,11 @@ from casemate.host.ports import PortMap
 
 GROUP = 0x636D
 """Group of every sandbox's interface on the host (``ip link show group 25453``)."""
+
+# linux/netfilter/nfnetlink.h, nf_tables.h
+_NETLINK_NETFILTER, _NFTABLES, _NEWCHAIN, _GETCHAIN, _REQUEST = 12, 10, 3, 4, 1
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_POLICY, _DROP = 1, 3, 5, 0
+_INET, _IPV4 = 1, 2
 
 _TABLE = f"""\
 add table inet casemate
@@ -55,19 +62,24 @@ def prepare(network: str, address: str, ports: Sequence[PortMap]) -> None:
         NetworkError: the packet filter refuses.
         HostError: nft is missing.
     """
-    script = _TABLE + f"add element inet casemate networks {{ {network} }}\n"
+    table = _TABLE + f"add element inet casemate networks {{ {network} }}\n"
+    # An empty chain tells which rules are there. To ask for it costs a hundredth of setting the rules again, for which
+    # the kernel waits until no packet is under way.
+    marker = f"rules-{crc32(table.encode()):08x}"
+    script = "" if _chain(_INET, "casemate", marker) else table + f"add chain inet casemate {marker}\n"
     wanted = [element for port in ports for element in _elements(port, address)]
     added = "".join(f"add element inet casemate {name} {{ {key} : {data} }}\n" for name, key, data in wanted)
-    result = _nft(script + added + "list chains ip\n")
-    if result.status and wanted:
-        # A sandbox that died and was not cleaned up yet left its ports behind; the sockets are ours, so the ports are.
-        keys = {(name, key) for name, key, _ in wanted}
-        stale = [element for element in _published() if element[:2] in keys]
-        result = _nft(script + _deletions(stale) + added + "list chains ip\n")
-    if result.status:
-        raise NetworkError(f"the packet filter refused: {_first_line(result.errors)}", "needs nftables and nf_nat")
-    if forward_is_dropped(result.output):
-        _open_forwarding(network, result.output)
+    if script or added:
+        result = _nft(script + added)
+        if result.status and wanted:
+            # A sandbox that died and was not cleaned up yet left its ports behind; the sockets are ours, so they are.
+            keys = {(name, key) for name, key, _ in wanted}
+            stale = [element for element in _published() if element[:2] in keys]
+            result = _nft(script + _deletions(stale) + added)
+        if result.status:
+            raise NetworkError(f"the packet filter refused: {_first_line(result.errors)}", "needs nftables and nf_nat")
+    if forward_is_dropped():
+        _open_forwarding(network)
 
 
 def retract(address: str) -> None:
@@ -79,31 +91,38 @@ def retract(address: str) -> None:
             raise NetworkError(f"the packet filter refused: {_first_line(result.errors)}", "see: nft list ruleset")
 
 
-def forward_is_dropped(chains: str) -> bool:
-    """Whether iptables' FORWARD chain drops by default, as Docker and ufw set it, in the output of ``list chains``."""
-    table = re.search(r"^table ip filter \{\n(.*?)^\}", chains, re.MULTILINE | re.DOTALL)
-    return table is not None and re.search(r"hook forward .*policy drop;", table[1]) is not None
+def forward_is_dropped() -> bool:
+    """Whether iptables' FORWARD chain drops by default, as Docker and ufw set it. Such a drop no other table undoes."""
+    chain = _chain(_IPV4, "filter", "FORWARD")
+    return chain is not None and chain.get(_CHAIN_POLICY) == struct.pack("!I", _DROP)
 
 
-def list_chains() -> str:
-    """The IPv4 chains of every table, as ``nft list chains ip`` prints them."""
-    return _nft("list chains ip\n").output
+def forwarding_is_opened(network: str) -> bool:
+    """Whether sandboxes are let through a FORWARD chain that drops by default."""
+    return commands.which("iptables") is not None and not _unopened(network)
 
 
-def _open_forwarding(network: str, chains: str) -> None:
-    """Let sandboxes through a FORWARD chain that drops by default: no other table can overrule it."""
+def firewalld_is_active() -> bool:
+    """Whether firewalld filters here, which rejects what it does not know to forward."""
+    return _chain(_INET, "firewalld", "filter_FORWARD") is not None
+
+
+def _open_forwarding(network: str) -> None:
     if commands.which("iptables") is None:
         return  # ``casemate check`` tells
-    # Docker rewrites FORWARD, and leaves DOCKER-USER to others for this very purpose.
-    chain = "DOCKER-USER" if re.search(r"chain DOCKER-USER \{", chains) else "FORWARD"
-    present = commands.run(["iptables", "-w", "-S", chain], package="iptables").output.splitlines()
-    for side in ("-s", "-d"):
-        if f"-A {chain} {side} {network} -m comment --comment casemate -j ACCEPT" in present:
-            continue
-        rule = [side, network, "-m", "comment", "--comment", "casemate", "-j", "ACCEPT"]
-        result = commands.run(["iptables", "-w", "-I", chain, *rule], package="iptables")
+    # iptables, not nft: a rule of nft's in its tables would make iptables, and so Docker, refuse to work with them.
+    for rule in _unopened(network):
+        result = commands.run(["iptables", "-w", "-I", *rule], package="iptables")
         if result.status:
             raise NetworkError(f"iptables refused: {_first_line(result.errors)}", "see iptables -S FORWARD")
+
+
+def _unopened(network: str) -> list[list[str]]:
+    # Docker rewrites FORWARD, and leaves DOCKER-USER to others for this very purpose.
+    chain = "DOCKER-USER" if _chain(_IPV4, "filter", "DOCKER-USER") else "FORWARD"
+    present = commands.run(["iptables", "-w", "-S", chain], package="iptables").output.splitlines()
+    rules = [[chain, side, network, "-m", "comment", "--comment", "casemate", "-j", "ACCEPT"] for side in ("-s", "-d")]
+    return [rule for rule in rules if "-A " + " ".join(rule) not in present]
 
 
 def _elements(port: PortMap, address: str) -> Iterable[tuple[str, str, str]]:
@@ -142,6 +161,30 @@ def _words(value: Any) -> str:
 
 def _deletions(elements: Iterable[tuple[str, str, str]]) -> str:
     return "".join(f"delete element inet casemate {name} {{ {key} : {data} }}\n" for name, key, data in elements)
+
+
+def _chain(family: int, table: str, name: str) -> dict[int, bytes] | None:
+    """The attributes of a chain (``linux/netfilter/nf_tables.h``), or None: one question to the kernel, no program."""
+    attributes = b"".join(
+        struct.pack("=HH", 4 + len(text) + 1, kind) + (text + b"\0").ljust((len(text) + 4) & ~3, b"\0")
+        for kind, text in ((_CHAIN_TABLE, table.encode()), (_CHAIN_NAME, name.encode()))
+    )
+    body = struct.pack("=BBH", family, 0, 0) + attributes
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
+        sock.settimeout(5)
+        sock.send(struct.pack("=IHHII", 16 + len(body), _NFTABLES << 8 | _GETCHAIN, _REQUEST, 1, 0) + body)
+        reply = sock.recv(65536)
+    if struct.unpack_from("=H", reply, 4)[0] != _NFTABLES << 8 | _NEWCHAIN:
+        return None
+    found = {}
+    at, end = 20, struct.unpack_from("=I", reply)[0]
+    while at + 4 <= end:
+        length, kind = struct.unpack_from("=HH", reply, at)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = reply[at + 4 : at + length]
+        at += (length + 3) & ~3
+    return found
 
 
 def _nft(script: str) -> commands.Result:
