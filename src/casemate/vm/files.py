@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -12,16 +13,22 @@ from casemate.vm.hypervisor.base import Confinement
 from casemate.vm.hypervisor.launch import Process, spawn
 
 TAG = "casemate"
-CAPABILITIES = frozenset((0, 1, 3, 4, 7, 6, 18, 21, 27, 31))
+LOG_NAME = "files.log"
+MAX_FILES = 262_144
+"""Open files of one file server, where the host allows as many: it keeps one for every file that the guest knows."""
+CAPABILITIES = frozenset((0, 1, 3, 4, 6, 7, 8, 18, 21, 27, 31))
 """CHOWN DAC_OVERRIDE FOWNER FSETID SETUID SETGID, to act as any user of the container; MKNOD SETFCAP for what it makes;
-SYS_CHROOT SYS_ADMIN for virtiofsd to shut itself in, after which it drops what it does not need."""
+SETPCAP SYS_CHROOT SYS_ADMIN for virtiofsd to shut itself in, after which it drops these too."""
 
 
-def start(config: Config, share: Path, run_path: Path, procs: tuple[Path, ...]) -> tuple[Process, int]:
+def start(
+    config: Config, share: Path, run_path: Path, log: Path, procs: tuple[Path, ...]
+) -> tuple[Process, int]:
     """Start a file server for the tree ``share`` of this mount namespace.
 
     Arguments:
         run_path: where its socket may be for the moment that connecting takes.
+        log: the file for its messages.
         procs: the control group to join.
 
     Returns:
@@ -46,10 +53,13 @@ def start(config: Config, share: Path, run_path: Path, procs: tuple[Path, ...]) 
             "-o", f"source={share}",
             "-o", "cache=auto,timeout=0,xattr,no_posix_lock,no_flock,sandbox=namespace,announce_submounts",
             "-o", "log_level=err",
+            "--rlimit-nofile=0",
             "--thread-pool-size=0",
         ]  # fmt: skip
-        jail = Confinement(uid=0, gid=0, cgroup_procs=procs, capabilities=CAPABILITIES, max_files=262144)
-        process = spawn(argv, jail, (listener.fileno(),))
+        files = min(MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        jail = Confinement(uid=0, gid=0, cgroup_procs=procs, capabilities=CAPABILITIES, max_files=files)
+        with open(log, "wb") as messages:
+            process = spawn(argv, jail, pass_fds=(listener.fileno(),), stderr=messages.fileno())
     except OSError as error:
         client.close()
         raise HostError(f"cannot start the file server: {error.strerror}") from None
@@ -60,3 +70,13 @@ def start(config: Config, share: Path, run_path: Path, procs: tuple[Path, ...]) 
         listener.close()
         path.unlink(missing_ok=True)
     return process, client.detach()
+
+
+def last_words(path: Path) -> str:
+    """The last line that a file server wrote to its log, after a colon; empty when there is none."""
+    try:
+        lines = (path / LOG_NAME).read_bytes()[-2000:].decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip()]
+    return f": {said[-1][:300]}" if said else ""

@@ -32,7 +32,7 @@ from casemate.sandbox import ProcessExit, ProcessStreams, Sandbox, Stream
 from casemate.vm import files, guest, share
 from casemate.vm.console import Console
 from casemate.vm.hypervisor import base, probe
-from casemate.vm.hypervisor.launch import Process
+from casemate.vm.hypervisor.launch import Process, exit_text
 from casemate.vm.hypervisor.qemu import QemuHypervisor
 
 AGENT_PORT = "casemate.agent.0"
@@ -116,7 +116,9 @@ class VmSandbox(Sandbox):
         self._progress("files")
         tree = run_path / "share"
         share.build(self.container, tree)
-        self._files, files_fd = files.start(config, tree, run_path, self._cgroup.procs_files())
+        self._files, files_fd = files.start(
+            config, tree, run_path, self.container.path / files.LOG_NAME, self._cgroup.procs_files()
+        )
         watcher = threading.Thread(target=self._watch_files, args=(self._files,), name="files", daemon=True)
         watcher.start()
         self._progress("machine")
@@ -148,7 +150,10 @@ class VmSandbox(Sandbox):
         jail = base.Confinement(uid=uid, gid=uid, cgroup_procs=self._cgroup.procs_files(), netns_fd=netns)
         self._vm = QemuHypervisor(config).create(spec, jail)
         self._vm.on_exit(self._machine_ended)
-        self._vm.start()
+        try:
+            self._vm.start()
+        except HypervisorError as error:
+            raise HypervisorError(self._reason or error.message, error.hint) from None
         link_fd = agent_ours.detach()
         self._link = Link(
             link_fd, link_fd, role="host", version=__version__, on_event=self._event, on_closed=self._link_closed
@@ -382,10 +387,11 @@ class VmSandbox(Sandbox):
 
     def _watch_files(self, server: Process) -> None:
         """A guest without its files is of no use, and would wait for them for ever."""
-        server.wait()
+        code = server.wait()
         if not self._closed:
+            how = "" if code is None else f" with {exit_text(code)}"
             with self._lock:
-                self._reason = self._reason or "the file server died"
+                self._reason = self._reason or f"the file server died{how}{files.last_words(self.container.path)}"
             if self._vm is not None:
                 self._vm.kill()
 
@@ -411,3 +417,4 @@ class VmSandbox(Sandbox):
             self._link.close("the sandbox is closed")
         if self._files is not None:
             self._files.close()
+        share.unmount(self.container.run_path / "share")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from casemate.errors import UsageError
+from casemate.errors import HostError, UsageError
 from casemate.host import mounts
 
 if TYPE_CHECKING:
@@ -87,6 +87,13 @@ def build(container: Container, share: Path) -> None:
         else:
             target.touch()
         mounts.bind(volume.source, target, read_only=volume.read_only)
+
+
+def unmount(share: Path) -> None:
+    """Take down a tree in this process's mount namespace; what is still in use goes when its user does."""
+    for path in mounts.mounts_below(share):
+        with contextlib.suppress(OSError, HostError):
+            mounts.umount(path)
 
 
 def remove(share: Path) -> None:
