@@ -21,15 +21,29 @@ _HINT = "install the Debian package busybox-static"
 _MAX_PROGRAM = 64 << 20
 _APPLET = re.compile(r"(?:usr/)?s?bin/[A-Za-z0-9\[._+-]{1,64}\Z")
 _DIRECTORIES = (
-    ("bin", 0o755), ("dev", 0o755), ("etc", 0o755), ("home", 0o755), ("proc", 0o555), ("root", 0o700), ("run", 0o755),
-    ("sbin", 0o755), ("sys", 0o555), ("tmp", 0o1777), ("usr", 0o755), ("usr/bin", 0o755), ("usr/sbin", 0o755),
-    ("var", 0o755), ("var/log", 0o755), ("var/tmp", 0o1777), ("var/www", 0o755),
+    ("bin", 0o755),
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("home", 0o755),
+    ("proc", 0o555),
+    ("root", 0o700),
+    ("run", 0o755),
+    ("sbin", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+    ("usr", 0o755),
+    ("usr/bin", 0o755),
+    ("usr/sbin", 0o755),
+    ("var", 0o755),
+    ("var/log", 0o755),
+    ("var/tmp", 0o1777),
+    ("var/www", 0o755),
 )
 _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n"
-                  "daemon:x:1:1:daemon:/usr/sbin:/bin/false\n"
-                  "www-data:x:33:33:www-data:/var/www:/bin/false\n"
-                  "nobody:x:65534:65534:nobody:/home:/bin/false\n",
+    "daemon:x:1:1:daemon:/usr/sbin:/bin/false\n"
+    "www-data:x:33:33:www-data:/var/www:/bin/false\n"
+    "nobody:x:65534:65534:nobody:/home:/bin/false\n",
     "etc/group": "root:x:0:\ndaemon:x:1:\ntty:x:5:\nusers:x:100:\nwww-data:x:33:\nnogroup:x:65534:\n",
     "etc/nsswitch.conf": "hosts: files dns\n",
     "etc/os-release": 'ID=busybox\nNAME="busybox, built into casemate"\n',
@@ -43,7 +57,7 @@ def is_static(program: bytes) -> bool:
     order = "little" if program[5] == 1 else "big"
 
     def number(at: int, size: int) -> int:
-        return int.from_bytes(program[at:at + size], order)  # type: ignore[arg-type]
+        return int.from_bytes(program[at : at + size], order)  # type: ignore[arg-type]
 
     wide = program[4] == 2
     table = number(32, 8) if wide else number(28, 4)
@@ -76,7 +90,12 @@ def applets(program: Path) -> list[str]:
     """
     try:
         result = subprocess.run(
-            [program, "--list-full"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
+            [program, "--list-full"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"{program} does not run ({error})", _HINT) from None
@@ -119,9 +138,12 @@ def load(extra: tuple[Path, ...] = ()) -> Loaded:
     program = find(extra)
     layer = make_layer(program.read_bytes(), applets(program))
     config = {
-        "architecture": host_architecture(), "os": "linux", "created": "1970-01-01T00:00:00Z",
+        "architecture": host_architecture(),
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
         "config": {
-            "Cmd": ["sh"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "Cmd": ["sh"],
+            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             "Labels": {"casemate.embedded": "busybox"},
         },
         "rootfs": {"type": "layers", "diff_ids": [digest_of(layer)]},
@@ -130,10 +152,12 @@ def load(extra: tuple[Path, ...] = ()) -> Loaded:
     raw_config = json.dumps(config, sort_keys=True).encode()
     media_type = "application/vnd.oci.image.layer.v1.tar"
     manifest = {
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": {
             "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": digest_of(raw_config), "size": len(raw_config),
+            "digest": digest_of(raw_config),
+            "size": len(raw_config),
         },
         "layers": [{"mediaType": media_type, "digest": digest_of(layer), "size": len(layer)}],
     }

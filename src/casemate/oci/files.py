@@ -231,7 +231,7 @@ def _inflate(fd: int, kind: str, tmp: Path, limits: Limits) -> int:
                     check_space(tmp, 0, limits)
                 view = memoryview(chunk)
                 while view:
-                    view = view[os.write(plain, view):]
+                    view = view[os.write(plain, view) :]
     except OSError as error:
         os.close(plain)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -254,7 +254,8 @@ def check_space(directory: Path, size: int, limits: Limits) -> None:
     if free < size + limits.free_bytes:
         raise HostError(
             f"not enough space below {directory.parent}: {free >> 20} MiB are free, "
-            f"{(size + limits.free_bytes) >> 20} MiB are needed", "free some, or remove images with 'casemate rmi'",
+            f"{(size + limits.free_bytes) >> 20} MiB are needed",
+            "free some, or remove images with 'casemate rmi'",
         )
 
 

@@ -112,11 +112,21 @@ def parse(data: bytes) -> ImageConfig:
         if not volume.startswith("/"):
             raise BadImage(f"the image configuration's volume {volume[:80]!r} is not an absolute path")
     return ImageConfig(
-        entrypoint=_command(inner, "Entrypoint"), cmd=_command(inner, "Cmd"), env=env, working_dir=working_dir,
-        user=_get(inner, "User", str, ""), exposed_ports=tuple(_port(key) for key in _keys(inner, "ExposedPorts")),
-        stop_signal=stop_signal, labels=_labels(inner), volumes=volumes, os=_get(top, "os", str, "") or "linux",
-        architecture=_get(top, "architecture", str, ""), variant=_get(top, "variant", str, ""),
-        created=_get(top, "created", str, ""), author=_get(top, "author", str, ""), diff_ids=diff_ids,
+        entrypoint=_command(inner, "Entrypoint"),
+        cmd=_command(inner, "Cmd"),
+        env=env,
+        working_dir=working_dir,
+        user=_get(inner, "User", str, ""),
+        exposed_ports=tuple(_port(key) for key in _keys(inner, "ExposedPorts")),
+        stop_signal=stop_signal,
+        labels=_labels(inner),
+        volumes=volumes,
+        os=_get(top, "os", str, "") or "linux",
+        architecture=_get(top, "architecture", str, ""),
+        variant=_get(top, "variant", str, ""),
+        created=_get(top, "created", str, ""),
+        author=_get(top, "author", str, ""),
+        diff_ids=diff_ids,
     )
 
 

@@ -32,7 +32,12 @@ def human(size: float) -> str:
 
 
 def take_in(
-    space: Space, loaded: Loaded, names: tuple[str, ...], digests: tuple[str, ...], limits: Limits, progress: Progress,
+    space: Space,
+    loaded: Loaded,
+    names: tuple[str, ...],
+    digests: tuple[str, ...],
+    limits: Limits,
+    progress: Progress,
 ) -> str:
     """Import an image and give it ``names``. The caller holds the ``pull`` lock, shared.
 
@@ -60,7 +65,10 @@ def take_in(
         record = index.images.get(loaded.id)
         known = set(record.digests) if record else set()
         index.images[loaded.id] = ImageRecord(
-            manifest, list(config.diff_ids), int(time.time()), sorted(known | set(digests))[:256],
+            manifest,
+            list(config.diff_ids),
+            int(time.time()),
+            sorted(known | set(digests))[:256],
         )
         for diff_id in config.diff_ids:
             index.layers[diff_id].boot = ""
@@ -84,7 +92,12 @@ def _check(config: ImageConfig, loaded: Loaded) -> None:
 
 
 def _ensure(
-    space: Space, diff_id: str, layer: LayerSource, limits: Limits, label: str, progress: Progress,
+    space: Space,
+    diff_id: str,
+    layer: LayerSource,
+    limits: Limits,
+    label: str,
+    progress: Progress,
 ) -> int:
     """See to it that a layer is unpacked; how many bytes that took, 0 when it was there."""
     with space.lock(f"layer-{int(diff_id.partition(':')[2][:8], 16) % STRIPES:02d}"):
@@ -97,13 +110,22 @@ def _ensure(
             work.mkdir(mode=0o755)
             with layer.open() as file:
                 stream = LayerStream(
-                    file, diff_id, media_type=layer.media_type, digest=layer.digest, size=layer.size, limits=limits,
+                    file,
+                    diff_id,
+                    media_type=layer.media_type,
+                    digest=layer.digest,
+                    size=layer.size,
+                    limits=limits,
                 )
                 done = layers.unpack(stream, work, limits)
             with space.change() as index:
                 record = LayerRecord(
-                    _free_name(space, diff_id), done.size, done.entries, done.opaque,
-                    {layer.digest: layer.size} if layer.digest else {}, boot_id(),
+                    _free_name(space, diff_id),
+                    done.size,
+                    done.entries,
+                    done.opaque,
+                    {layer.digest: layer.size} if layer.digest else {},
+                    boot_id(),
                 )
                 os.rename(work, space.layers / record.directory)
                 index.layers[diff_id] = record

@@ -192,7 +192,7 @@ class _Unpacker:
             else:
                 self.opaque = True  # overlayfs does not look at a layer's root: the store leaves lower layers out
             return
-        hidden = name[len(WHITEOUT):]
+        hidden = name[len(WHITEOUT) :]
         if hidden in (b"", b".", b".."):
             raise BadImage(f"a layer has a bad whiteout {_show(entry.name)}")
         # A whiteout hides what lower layers have; what this layer has under the name stays, in either order.

@@ -88,7 +88,13 @@ class LayerStream:
     """
 
     def __init__(
-        self, file: Readable, diff_id: str, *, media_type: str = "", digest: str = "", size: int = -1,
+        self,
+        file: Readable,
+        diff_id: str,
+        *,
+        media_type: str = "",
+        digest: str = "",
+        size: int = -1,
         limits: Limits = DEFAULT,
     ) -> None:
         self._limits = limits
@@ -165,7 +171,7 @@ def _gzip(source: Readable) -> Iterator[bytes]:
                 chunk = inflater.decompress(piece, _CHUNK)
             except zlib.error as error:
                 raise BadImage(f"a gzip stream is damaged ({error})", "pull it again") from None
-            data = data[len(piece) - len(inflater.unconsumed_tail) - len(inflater.unused_data):]
+            data = data[len(piece) - len(inflater.unconsumed_tail) - len(inflater.unused_data) :]
             step = min(2 * step, _READ)
             if chunk:
                 yield chunk

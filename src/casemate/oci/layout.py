@@ -201,9 +201,12 @@ def _repo_tags(image: object) -> list[str]:
 def _manifest_for(config: bytes, diff_ids: tuple[str, ...]) -> bytes:
     """A manifest for an image that came without one. Its layers are named by diff_id; their sizes are not known."""
     value = {
-        "schemaVersion": 2, "mediaType": manifest.MANIFEST_TYPES[0],
+        "schemaVersion": 2,
+        "mediaType": manifest.MANIFEST_TYPES[0],
         "config": {
-            "mediaType": manifest.CONFIG_TYPES[0], "digest": manifest.digest_of(config), "size": len(config),
+            "mediaType": manifest.CONFIG_TYPES[0],
+            "digest": manifest.digest_of(config),
+            "size": len(config),
         },
         "layers": [
             {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": diff_id, "size": 0}

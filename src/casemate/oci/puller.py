@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from casemate.oci.store import ImageStore
 
 
-def pull(
-    space: Space, config: Config, source: Source, limits: Limits, progress: Progress, store: ImageStore
-) -> str:
+def pull(space: Space, config: Config, source: Source, limits: Limits, progress: Progress, store: ImageStore) -> str:
     """See :meth:`casemate.oci.store.ImageStore.pull`; the image's id."""
     store.collect(wait=False)  # what a dead pull left
     stripe = int.from_bytes(hashlib.sha256(str(source).encode()).digest()[:4], "big") % STRIPES

@@ -103,8 +103,8 @@ def shorten(name: str) -> str:
     default = f"{DEFAULT_DOMAIN}/"
     if not name.startswith(default):
         return name
-    short = name[len(default):]
-    return short[len(LIBRARY):] if short.startswith(LIBRARY) else short
+    short = name[len(default) :]
+    return short[len(LIBRARY) :] if short.startswith(LIBRARY) else short
 
 
 def parse(text: str) -> Reference:
@@ -153,7 +153,7 @@ def parse_source(text: str) -> Source:
     if text == EMBEDDED:
         return Source("embedded", parse(text))
     if text.startswith("docker://"):
-        return Source("docker", parse(text[len("docker://"):]))
+        return Source("docker", parse(text[len("docker://") :]))
     scheme, colon, rest = text.partition(":")
     if colon and scheme in PATH_TRANSPORTS:
         path, _, selector = (rest, "", "") if scheme == "dir" else rest.partition(":")

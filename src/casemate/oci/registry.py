@@ -28,7 +28,13 @@ _STALL = 180.0
 _TAIL = 64 << 10
 
 _NETWORK = (
-    "dial tcp", "no such host", "connection refused", "timeout", "unreachable", "connection reset", "pinging container",
+    "dial tcp",
+    "no such host",
+    "connection refused",
+    "timeout",
+    "unreachable",
+    "connection reset",
+    "pinging container",
 )
 _MESSAGE = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
 
@@ -69,7 +75,11 @@ def look(reference: Reference, work: Path) -> Remote:
 
 
 def download(
-    remote: Remote, work: Path, known: Callable[[str], int | None], limits: Limits, progress: Progress,
+    remote: Remote,
+    work: Path,
+    known: Callable[[str], int | None],
+    limits: Limits,
+    progress: Progress,
 ) -> Loaded:
     """Fetch configuration and layers.
 
@@ -94,8 +104,14 @@ def download(
     check_space(work, wanted, limits)
     exact = remote.reference.at(remote.digests[-1].rpartition("@")[2])
     command = [
-        "copy", "--quiet", "--retry-times", "2", "--dest-oci-accept-uncompressed-layers",
-        *_tls(exact, "--src-tls-verify"), f"docker://{exact.name}", f"oci:{work}/layout:image",
+        "copy",
+        "--quiet",
+        "--retry-times",
+        "2",
+        "--dest-oci-accept-uncompressed-layers",
+        *_tls(exact, "--src-tls-verify"),
+        f"docker://{exact.name}",
+        f"oci:{work}/layout:image",
     ]
     meter = _Meter(work / "layout", wanted, progress)
     _run(command, work, remote.reference, meter.tick)

@@ -256,8 +256,15 @@ class ImageStore:
         if not all(os.path.isdir(path) for path in paths):
             raise StateError(f"image {identity} has lost a layer", hint)
         return Image(
-            identity, index.names_of(identity), config, tuple(paths) or (self._space.layers / EMPTY,), size,
-            config.created, record.pulled, record.manifest, tuple(record.digests),
+            identity,
+            index.names_of(identity),
+            config,
+            tuple(paths) or (self._space.layers / EMPTY,),
+            size,
+            config.created,
+            record.pulled,
+            record.manifest,
+            tuple(record.digests),
         )
 
 

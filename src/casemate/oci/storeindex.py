@@ -167,9 +167,7 @@ class Space:
 
     def usable(self, record: LayerRecord | None) -> bool:
         """Whether a layer is there and whole: synced, or made since the machine started."""
-        return (
-            record is not None and record.boot in ("", boot_id()) and os.path.isdir(self.layers / record.directory)
-        )
+        return record is not None and record.boot in ("", boot_id()) and os.path.isdir(self.layers / record.directory)
 
     def blob_path(self, kind: str, digest: str) -> Path:
         """Where a manifest or configuration is kept. ``kind`` is ``manifests`` or ``configs``."""

@@ -30,9 +30,9 @@ def parse(data: bytes, limits: Limits) -> Records:
         if not digits.isdigit():
             raise BadImage("a pax header has a record without a length")
         end = at + int(digits)
-        if end > len(data) or end < space + 4 or data[end - 1:end] != b"\n":
+        if end > len(data) or end < space + 4 or data[end - 1 : end] != b"\n":
             raise BadImage("a pax header has a record of a wrong length")
-        raw_key, equals, value = data[space + 1:end - 1].partition(b"=")
+        raw_key, equals, value = data[space + 1 : end - 1].partition(b"=")
         try:
             key = raw_key.decode()
         except UnicodeDecodeError:
@@ -78,7 +78,7 @@ def numbers(records: Records) -> dict[str, int]:
 
 def xattrs(records: Records, limits: Limits) -> dict[str, bytes]:
     """Extended attributes by name."""
-    result = {key[len(XATTR):]: value for key, value in records.items() if key.startswith(XATTR)}
+    result = {key[len(XATTR) :]: value for key, value in records.items() if key.startswith(XATTR)}
     if len(result) > limits.xattrs:
         raise BadImage(f"a file has {len(result)} extended attributes, more than {limits.xattrs}")
     for name, value in result.items():

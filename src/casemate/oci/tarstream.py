@@ -39,7 +39,7 @@ class Feed:
         """Exactly ``size`` bytes, or fewer at the end of the stream. Only for small sizes: they are held in memory."""
         end = self._at + size
         if end <= len(self._chunk):
-            data = self._chunk[self._at:end]
+            data = self._chunk[self._at : end]
             self._at = end
             return data
         return b"".join(self.pieces(size))
@@ -53,7 +53,7 @@ class Feed:
                     return
                 self._chunk, self._at = chunk, 0
                 continue
-            piece = self._chunk[self._at:self._at + size]
+            piece = self._chunk[self._at : self._at + size]
             self._at += len(piece)
             size -= len(piece)
             yield piece
@@ -225,8 +225,12 @@ class TarReader:
         elif kind not in _KNOWN:
             raise BadImage(f"a tar entry {name[:80]!r} is of unknown type {kind!r}")
         entry = Entry(
-            name=name, kind=kind, mode=octal(block[100:108], "mode") & 0o7777,
-            uid=numbers.get("uid", -1), gid=numbers.get("gid", -1), link=records.get("linkpath") or link,
+            name=name,
+            kind=kind,
+            mode=octal(block[100:108], "mode") & 0o7777,
+            uid=numbers.get("uid", -1),
+            gid=numbers.get("gid", -1),
+            link=records.get("linkpath") or link,
             mtime_ns=numbers["mtime"] if "mtime" in numbers else octal(block[136:148], "mtime") * 10**9,
             xattrs=tarpax.xattrs(records, self._limits),
         )
@@ -247,11 +251,11 @@ class TarReader:
 
     def _old_sparse(self, entry: Entry, block: bytes) -> None:
         """GNU's first sparse format: four pieces in the header, 21 in each block that follows it."""
-        raw = [block[386 + 24 * i:410 + 24 * i] for i in range(4)]
+        raw = [block[386 + 24 * i : 410 + 24 * i] for i in range(4)]
         more, entry.size = block[482], octal(block[483:495], "real size")
         while more:
             extra = self._exact(BLOCK)
-            raw += [extra[24 * i:24 * i + 24] for i in range(21)]
+            raw += [extra[24 * i : 24 * i + 24] for i in range(21)]
             more = extra[504]
             if len(raw) > self._limits.fragments:
                 raise BadImage(f"a sparse file has more than {self._limits.fragments} pieces")
@@ -294,5 +298,3 @@ def _device(block: bytes) -> int:
     if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
         raise BadImage(f"a tar entry has device numbers {major}:{minor}, which Linux does not know")
     return os.makedev(major, minor)
-
-
