@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+__all__ = ["Link", "Reply", "Stream"]
+
 BUFFER = 256 * 1024
 MAX_WORKERS = 64
 IDLE_WORKERS = 4
@@ -40,6 +42,21 @@ REMEMBERED = 4096
 """How many closed streams, and calls that timed out, are known: what still arrives for them is dropped."""
 JOINED = 8192
 """Payloads up to this size are copied behind their header: one write is cheaper than two buffers."""
+
+
+class Reply:
+    """An answer after which something is to happen.
+
+    Arguments:
+        result: what the caller gets.
+        then: called on the same thread once the answer has been written, or could not be.
+    """
+
+    __slots__ = ("result", "then")
+
+    def __init__(self, result: dict[str, Any], then: Callable[[], None]) -> None:
+        self.result = result
+        self.then = then
 
 
 class _Call:
@@ -71,7 +88,7 @@ class Link:
         *,
         role: str,
         version: str,
-        on_request: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
+        on_request: Callable[[str, dict[str, Any]], dict[str, Any] | Reply] | None = None,
         on_event: Callable[[str, dict[str, Any]], None] | None = None,
         on_closed: Callable[[str], None] | None = None,
     ) -> None:
@@ -501,9 +518,13 @@ class Link:
 
     def _serve(self, channel: int, method: str, params: dict[str, Any]) -> None:
         kind = wire.RESPONSE
+        then = None
         try:
             assert self._on_request is not None
-            payload = wire.pack(kind, self._on_request(method, params))
+            answer = self._on_request(method, params)
+            if isinstance(answer, Reply):
+                then, answer = answer.then, answer.result
+            payload = wire.pack(kind, answer)
         except RequestFailed as error:
             kind, payload = _refusal(error.code, error.message)
         except Exception as error:  # whatever a request does to its handler, the link and its peer live on
@@ -513,7 +534,10 @@ class Link:
         try:
             self._frame(kind, channel, payload)
         except LinkError:
-            return  # the asker is gone
+            return  # the asker is gone; "finally" still comes
+        finally:
+            if then is not None:
+                then()
 
     # ---- for streams
 

@@ -1,0 +1,126 @@
+"""A container's control group (cgroup v2): limits, freezing, killing and figures, by its files."""
+
+from __future__ import annotations
+
+import os
+import select
+from time import monotonic
+
+from casemate.agent.system import read_text, write_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+ROOT = "/sys/fs/cgroup"
+PARENT = "casemate"
+MAX_PIDS = 8192
+MAX_GROUPS = 1024
+
+
+def enable(root: str = ROOT) -> None:
+    """Let control groups below the root have all the controllers that the kernel has.
+
+    Raises:
+        OSError: it was refused.
+    """
+    controllers = read_text(f"{root}/cgroup.controllers").split()
+    os.makedirs(f"{root}/{PARENT}", exist_ok=True)
+    for path in (root, f"{root}/{PARENT}"):
+        write_text(f"{path}/cgroup.subtree_control", " ".join(f"+{name}" for name in controllers))
+
+
+def _keyed(text: str) -> dict[str, int]:
+    table = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if value.isdigit():
+            table[key] = int(value)
+    return table
+
+
+def _number(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isdigit() else None
+
+
+class Cgroup:
+    """One container's group, by its identifier; it need not exist."""
+
+    def __init__(self, identifier: str, root: str = ROOT) -> None:
+        self.relative = f"/{PARENT}/{identifier}"
+        self.path = root + self.relative
+
+    def _read(self, name: str) -> str:
+        return read_text(f"{self.path}/{name}")
+
+    def write(self, name: str, value: str) -> None:
+        """Set a file of the group. Raises OSError."""
+        write_text(f"{self.path}/{name}", value)
+
+    def oom_kills(self) -> int:
+        """How many processes of the group were killed for want of memory."""
+        return _keyed(self._read("memory.events")).get("oom_kill", 0)
+
+    def pids(self) -> list[int]:
+        """The processes in the group and below it, in the guest's numbers, at most 8192."""
+        found: list[int] = []
+        todo, seen = [self.path], 0
+        while todo and seen < MAX_GROUPS:
+            path = todo.pop()
+            seen += 1
+            found += [int(word) for word in read_text(f"{path}/cgroup.procs", 1 << 20).split() if word.isdigit()]
+            try:
+                todo += [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+            except OSError:
+                continue
+        return sorted(found)[:MAX_PIDS]
+
+    def kill(self) -> None:
+        """Kill every process in the group and below. Raises OSError."""
+        self.write("cgroup.kill", "1")
+
+    def freeze(self, frozen: bool, timeout: float = 10.0) -> bool:
+        """Stop or continue all processes.
+
+        Returns:
+            whether it came to that within ``timeout`` seconds.
+
+        Raises:
+            OSError: it was refused.
+        """
+        fd = os.open(f"{self.path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            poller = select.poll()
+            poller.register(fd, select.POLLPRI)
+            self.write("cgroup.freeze", "1" if frozen else "0")
+            deadline = monotonic() + timeout
+            while True:
+                state = _keyed(os.pread(fd, 4096, 0).decode()).get("frozen", 0)
+                if state == int(frozen):
+                    return True
+                left = deadline - monotonic()
+                if left <= 0:
+                    return False
+                poller.poll(left * 1000)
+        finally:
+            os.close(fd)
+
+    def stats(self) -> dict[str, Any]:
+        """The figures of the group; None for what the kernel does not count."""
+        cpu = _keyed(self._read("cpu.stat"))
+        return {
+            "memory": {
+                "current": _number(self._read("memory.current")),
+                "max": _number(self._read("memory.max")),
+                "peak": _number(self._read("memory.peak")),
+                "oom_kills": self.oom_kills(),
+            },
+            "cpu": {
+                "usage_us": cpu.get("usage_usec", 0),
+                "user_us": cpu.get("user_usec", 0),
+                "system_us": cpu.get("system_usec", 0),
+            },
+            "pids": {"current": _number(self._read("pids.current")), "max": _number(self._read("pids.max"))},
+            "processes": self.pids(),
+        }

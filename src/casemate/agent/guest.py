@@ -1,0 +1,119 @@
+"""What process 1 does once: the guest's file systems, its limits, its end of the connection to the host."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, SOCK_STREAM, socket
+
+from casemate.agent import cgroup
+from casemate.agent.container import BASE
+from casemate.agent.processes import wait_readable
+from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, log, mount, read_text
+from casemate.agent.terminal import accept
+
+PORT_NAME = "casemate.agent.0"
+PORTS = "/sys/class/virtio-ports"
+SHARE_TAG = "casemate"
+VSOCK_PORT = 1024
+AF_VSOCK, VMADDR_CID_ANY, VMADDR_CID_HOST = 40, 0xFFFFFFFF, 2
+NETLINK_KOBJECT_UEVENT = 15
+DEVICE_PATIENCE = 30.0
+NOFILE = (1024, 524288)
+
+_STRICT = MS_NOSUID | MS_NOEXEC | MS_NODEV
+MOUNTS = (
+    ("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755"),
+    ("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),
+    ("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"),
+    ("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),
+    ("mqueue", "/dev/mqueue", "mqueue", _STRICT, ""),
+    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _STRICT, "nsdelegate,memory_recursiveprot"),
+)
+"""source, target, type, flags, data; /proc, /sys and /dev are there already, and the root is read-only."""
+
+
+def setup() -> None:
+    """Mount the guest's file systems, enable control groups, raise limits.
+
+    Raises:
+        OSError: something that containers need was refused.
+    """
+    for source, target, kind, flags, data in MOUNTS:
+        if target.startswith("/dev/"):
+            os.makedirs(target, exist_ok=True)
+        mount(source, target, kind, flags, data)
+    cgroup.enable()
+    resource.setrlimit(resource.RLIMIT_NOFILE, NOFILE)
+    share = f"{BASE}/share"
+    os.makedirs(share)
+    try:
+        mount(SHARE_TAG, share, "virtiofs")
+    except OSError as error:  # a guest without shared files can still say so when a container is asked for
+        log(f"the shared files cannot be mounted: {error.strerror}")
+
+
+def connect() -> int:
+    """The descriptor of the connection to the host.
+
+    Raises:
+        OSError: the device is missing or cannot be opened.
+    """
+    if "casemate.transport=vsock" in read_text("/proc/cmdline").split():
+        return _accept_vsock()
+    return _open_port()
+
+
+def _open_port() -> int:
+    # Listening begins before looking, so that a port that appears in between is not missed.
+    events = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT)
+    try:
+        events.bind((0, 1))
+        while (name := _find_port()) is None:
+            if not wait_readable(events.fileno(), DEVICE_PATIENCE):
+                raise FileNotFoundError(2, "no virtio port has the name", PORT_NAME)
+            events.recv(65536)
+    finally:
+        events.close()
+    fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    _wait_for_host(fd)
+    return fd
+
+
+def _find_port() -> str | None:
+    try:
+        names = os.listdir(PORTS)
+    except FileNotFoundError:
+        return None
+    return next((name for name in names if read_text(f"{PORTS}/{name}/name").strip() == PORT_NAME), None)
+
+
+def _wait_for_host(fd: int) -> None:
+    """Until the host has opened its end a read gives the end of file, and poll(2) returns at once with POLLHUP. An
+    edge-triggered epoll(7) sleeps until that changes."""
+    poller = select.epoll(flags=select.EPOLL_CLOEXEC)
+    try:
+        poller.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        while True:
+            ready = poller.poll(DEVICE_PATIENCE)
+            if not ready:
+                raise TimeoutError(110, "the host does not open its end of the port", PORT_NAME)
+            if not ready[0][1] & select.EPOLLHUP:
+                return
+    finally:
+        poller.close()
+
+
+def _accept_vsock() -> int:
+    listener = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0)
+    try:
+        listener.bind((VMADDR_CID_ANY, VSOCK_PORT))
+        listener.listen(1)
+        while True:
+            fd, peer = accept(listener)
+            if peer[0] == VMADDR_CID_HOST:
+                return fd
+            os.close(fd)
+    finally:
+        listener.close()

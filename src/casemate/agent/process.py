@@ -1,0 +1,216 @@
+"""A process of a container, from the runtime's word that it runs to the event that it has ended."""
+
+from __future__ import annotations
+
+import os
+import threading
+from time import monotonic
+
+from casemate.agent.crun import Crun
+from casemate.agent.processes import Exit, Reaper
+from casemate.agent.pumps import Input, Output
+from casemate.agent.system import SIGKILL, log, read_text
+from casemate.agent.terminal import ConsoleSocket, set_size
+from casemate.protocol.link import Link, Stream
+from casemate.protocol.wire import LinkError, RequestFailed, StreamClosed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+ANNOUNCE = 10.0
+"""Seconds that an exit waits for the answer to the request that started the process, so that it comes after it."""
+NAMES = ("stdin", "stdout", "stderr")
+
+
+class Streams:
+    """The streams that a request names, opened."""
+
+    def __init__(self, link: Link, params: dict[str, Any]) -> None:
+        self.by_name: dict[str, Stream] = {}
+        try:
+            for name in NAMES:
+                number = params.get(name)
+                if number is None:
+                    continue
+                if type(number) is not int:
+                    raise RequestFailed("bad-spec", f"{name} must be a channel number or null")
+                self.by_name[name] = link.stream(number)
+        except LinkError as error:
+            self.close()
+            raise error if isinstance(error, RequestFailed) else RequestFailed("bad-spec", str(error)) from None
+
+    def close(self) -> None:
+        """Close them all."""
+        for stream in self.by_name.values():
+            stream.close()
+
+
+class Process:
+    """One process and what carries its bytes.
+
+    Arguments:
+        exec_id: its name in its container, None for the container's first process.
+        ended: called on a thread of its own when it has ended and its output was sent, with how it ended.
+    """
+
+    def __init__(self, exec_id: str | None, ended: Callable[[Process, Exit], None]) -> None:
+        self.exec_id = exec_id
+        self.pid = 0
+        self.announced = threading.Event()
+        """Set when the host knows that the process was started."""
+        self.done = threading.Event()
+        """Set when the host knows that it has ended."""
+        self._ended = ended
+        self._outputs: list[Output] = []
+        self._input: Input | None = None
+        self._terminal: int | None = None
+        self._lock = threading.Lock()
+
+    def launch(
+        self,
+        crun: Crun,
+        reaper: Reaper,
+        streams: Streams,
+        arguments: Callable[[list[str]], list[str]],
+        directory: str,
+        name: str,
+        size: tuple[int, int] | None,
+        terminal: bool,
+    ) -> None:
+        """Have the runtime start the process.
+
+        Arguments:
+            streams: where its bytes come from and go to; they belong to this object then, whatever happens.
+            arguments: makes the runtime's arguments, given those that say where the process's number is to be written.
+            directory, name: where files for this start can be made, and how they begin.
+            size: rows and columns of the terminal.
+            terminal: whether it has one.
+
+        Raises:
+            RequestFailed: it was not started.
+        """
+        base = f"{directory}/{name}"
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        theirs: list[int] = []
+        console: ConsoleSocket | None = None
+        options = [f"--pid-file={base}.pid"]
+        try:
+            stdio = [null, null, null]
+            if terminal:
+                console = ConsoleSocket(f"{base}.tty")
+                options.append(f"--console-socket={console.path}")
+            else:
+                for number, stream_name in enumerate(NAMES):
+                    if stream_name in streams.by_name:
+                        stdio[number] = self._pipe(streams.by_name.pop(stream_name), number == 0)
+                        theirs.append(stdio[number])
+            with reaper:
+                crun.run(arguments(options), f"{base}.log", *stdio)
+                self.pid = _pid(f"{base}.pid")
+                try:
+                    if console is not None:
+                        self._take_terminal(console.receive(), streams, size)
+                except BaseException:
+                    os.kill(self.pid, SIGKILL)
+                    raise
+                self._begin()
+                reaper.watch(self.pid, self._exited)
+        except OSError as error:
+            self._discard()
+            raise RequestFailed("failed", f"the process cannot be started: {error}") from None
+        except BaseException:
+            self._discard()
+            raise
+        finally:
+            streams.close()  # those that nobody took
+            for fd in (null, *theirs):
+                os.close(fd)
+            if console is not None:
+                console.close()
+            for suffix in (".pid", ".log"):
+                _unlink(base + suffix)
+
+    def _pipe(self, stream: Stream, is_input: bool) -> int:
+        """A pipe whose one end is ours; returns the process's."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        if is_input:
+            self._input = Input(writer, stream)
+            return reader
+        self._outputs.append(Output(reader, stream))
+        return writer
+
+    def _take_terminal(self, fd: int, streams: Streams, size: tuple[int, int] | None) -> None:
+        self._terminal = fd
+        if size is not None:
+            set_size(fd, *size)
+        if "stdout" in streams.by_name:
+            self._outputs.append(Output(os.dup(fd), streams.by_name.pop("stdout")))
+        if "stdin" in streams.by_name:
+            self._input = Input(os.dup(fd), streams.by_name.pop("stdin"))
+
+    def _begin(self) -> None:
+        for output in self._outputs:
+            output.start()
+        if self._input is not None:
+            self._input.start()
+
+    def _discard(self) -> None:
+        for output in self._outputs:
+            output.discard()
+        if self._input is not None:
+            self._input.discard()
+        self._close_terminal()
+
+    def _close_terminal(self) -> None:
+        with self._lock:
+            if self._terminal is not None:
+                os.close(self._terminal)
+                self._terminal = None
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of its terminal.
+
+        Raises:
+            RequestFailed: it has none, or has ended.
+        """
+        with self._lock:
+            if self._terminal is None:
+                raise RequestFailed("failed", "the process has no terminal")
+            set_size(self._terminal, rows, columns)
+
+    def _exited(self, end: Exit) -> None:  # on the reaper's thread
+        threading.Thread(target=self._finish, args=(end,), name="process-end", daemon=True).start()
+
+    def _finish(self, end: Exit) -> None:
+        deadline = monotonic() + ANNOUNCE
+        try:
+            self.announced.wait(max(0.0, deadline - monotonic()))
+            if self._input is not None:
+                self._input.process_ended()
+            for output in self._outputs:
+                output.process_ended()
+            for output in self._outputs:
+                output.drained.wait()
+            self._close_terminal()
+            self._ended(self, end)
+        except (LinkError, OSError) as error:
+            if not isinstance(error, StreamClosed):
+                log(f"end of process {self.pid}: {error}")
+        finally:
+            self.done.set()
+
+
+def _pid(path: str) -> int:
+    word = read_text(path).strip()
+    if not word.isdigit() or int(word) < 2:
+        raise RequestFailed("failed", "the container runtime did not say which process it started")
+    return int(word)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,131 @@
+"""Threads that carry a process's output into a stream and a stream into its input."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+
+from casemate.protocol.wire import StreamClosed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from casemate.protocol.stream import Stream
+
+CHUNK = 64 * 1024
+
+
+class _Pump:
+    """A thread with a descriptor of its own, which it closes, and a way to be told something while it waits."""
+
+    def __init__(self, fd: int, stream: Stream) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._over = False
+
+    def start(self) -> None:
+        """Begin to carry."""
+        threading.Thread(target=self._run, name=type(self).__name__, daemon=True).start()
+
+    def discard(self) -> None:
+        """Give everything back without having started."""
+        self._end()
+
+    def _run(self) -> None:
+        try:
+            self._carry()
+        finally:
+            self._end()
+
+    def _carry(self) -> None:
+        raise NotImplementedError
+
+    def _poke(self) -> None:
+        with self._lock:
+            if not self._over:
+                os.eventfd_write(self._wake, 1)
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+            os.close(self._wake)
+            os.close(self._fd)
+        self._stream.close()  # says EOF, after the data
+
+
+class Output(_Pump):
+    """From a pipe or terminal to a stream.
+
+    Arguments:
+        fd: what to read. EIO, which a terminal gives when nobody has it open any more, is its end.
+        stream: where it goes. When the host reads no more of it, the output is taken and thrown away, for a container
+            must not be blocked by a host that is not interested.
+    """
+
+    def __init__(self, fd: int, stream: Stream) -> None:
+        super().__init__(fd, stream)
+        self.drained = threading.Event()
+        """Set when all that an ended process wrote has been sent."""
+
+    def process_ended(self) -> None:
+        """What is in the pipe now is all of the process's own output: a process's descriptors are closed before its
+        end can be seen. If the pipe is then empty and not at its end, somebody else holds it, and goes on writing."""
+        self._poke()
+
+    def _carry(self) -> None:
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        poller.register(self._wake, select.POLLIN)
+        heard = True
+        while True:
+            ready = [fd for fd, _ in poller.poll()]
+            if self._fd not in ready:
+                poller.unregister(self._wake)
+                self.drained.set()
+                continue
+            try:
+                data = os.read(self._fd, CHUNK)
+            except BlockingIOError:
+                continue
+            except OSError:  # EIO of a terminal
+                return
+            if not data:
+                return
+            if heard:
+                try:
+                    self._stream.send(data)
+                except StreamClosed:
+                    heard = False
+
+    def _end(self) -> None:
+        super()._end()
+        self.drained.set()
+
+
+class Input(_Pump):
+    """From a stream to a pipe or terminal; the end of the stream closes the descriptor."""
+
+    def process_ended(self) -> None:
+        """Nobody is there to read any more."""
+        self._stream.close()
+        self._poke()
+
+    def _carry(self) -> None:
+        poller = select.poll()
+        poller.register(self._fd, select.POLLOUT)
+        poller.register(self._wake, select.POLLIN)
+        while data := self._stream.recv(CHUNK):
+            view = memoryview(data)
+            while view:
+                try:
+                    view = view[os.write(self._fd, view) :]
+                except BlockingIOError:
+                    if any(fd == self._wake for fd, _ in poller.poll()):
+                        return
+                except OSError:  # EPIPE, EIO: the reader is gone
+                    return

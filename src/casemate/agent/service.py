@@ -1,0 +1,193 @@
+"""The requests that the agent answers. ``docs/protocol.md`` describes each."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from casemate.agent import machine, system
+from casemate.agent.container import Container, Places
+from casemate.agent.process import Process, Streams
+from casemate.agent.processes import Reaper
+from casemate.agent.system import get_dict, get_id, get_int, get_optional_int
+from casemate.protocol.link import Link, Reply
+from casemate.protocol.wire import RequestFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+MAX_CONTAINERS = 64
+READY = 60.0
+DELETE = 60.0
+
+
+class Service:
+    """Answers requests.
+
+    Arguments:
+        places: see :class:`Places`.
+        reaper: waits for all children.
+        power_off: ends the machine.
+    """
+
+    def __init__(self, places: Places, reaper: Reaper, power_off: Callable[[str], None]) -> None:
+        self.ready = threading.Event()
+        """Set when the guest's file systems are there; requests wait for it."""
+        self.trouble = ""
+        """What went wrong in setting up the guest; every request but sandbox.* is refused with it."""
+        self.link: Link | None = None
+        self._places = places
+        self._reaper = reaper
+        self._power_off = power_off
+        self._lock = threading.Lock()
+        self._containers: dict[str, Container] = {}
+        self._methods: dict[str, Callable[[dict[str, Any]], dict[str, Any] | Reply]] = {
+            "container.start": self._start,
+            "container.exec": self._exec,
+            "container.stats": self._stats,
+            "container.pause": self._pause,
+            "container.resume": self._resume,
+            "container.update": self._update,
+            "container.delete": self._delete,
+            "process.signal": self._signal,
+            "process.resize": self._resize,
+            "sandbox.info": lambda params: machine.info(),
+            "sandbox.ping": lambda params: {},
+            "sandbox.shutdown": self._shutdown,
+        }
+
+    def request(self, method: str, params: dict[str, Any]) -> dict[str, Any] | Reply:
+        """Answer one request, on a worker thread.
+
+        Raises:
+            RequestFailed: always with a code that the protocol names.
+        """
+        handler = self._methods.get(method)
+        if handler is None:
+            raise RequestFailed("no-such-method", f"the agent does not know {method!r}")
+        if not self.ready.wait(READY):
+            raise RequestFailed("failed", "the guest is not ready")
+        if self.trouble and not method.startswith("sandbox."):
+            raise RequestFailed("failed", f"the guest could not be set up: {self.trouble}")
+        try:
+            return handler(params)
+        except RequestFailed:
+            raise
+        except OSError as error:
+            raise RequestFailed("failed", f"{method}: {error}") from None
+        except Exception as error:
+            system.log(f"{method}: {type(error).__name__}: {error}")
+            raise
+
+    def _container(self, params: dict[str, Any]) -> Container:
+        identifier = get_id(params, "id")
+        with self._lock:
+            container = self._containers.get(identifier)
+        if container is None:
+            raise RequestFailed("no-such-container", f"the guest has no container {identifier}")
+        return container
+
+    def _streams(self, params: dict[str, Any]) -> Streams:
+        assert self.link is not None  # there is a request, so there is a link
+        return Streams(self.link, params)
+
+    def _started(self, process: Process) -> Reply:
+        return Reply({"pid": process.pid}, process.announced.set)
+
+    def _start(self, params: dict[str, Any]) -> Reply:
+        streams = self._streams(params)
+        try:
+            identifier = get_id(params, "id")
+            if params.get("sandbox") is not None:
+                machine.setup(get_dict(params, "sandbox"))
+            assert self.link is not None
+            with self._lock:
+                for name in [n for n, c in self._containers.items() if c.ended.is_set()]:
+                    del self._containers[name]
+                if identifier in self._containers:
+                    raise RequestFailed("failed", f"the guest has a container {identifier} already")
+                if len(self._containers) >= MAX_CONTAINERS:
+                    raise RequestFailed("failed", f"the guest has {MAX_CONTAINERS} containers, the most there can be")
+                container = Container(identifier, self._places, self._reaper, self.link)
+                self._containers[identifier] = container
+            return self._started(container.start(params, streams))
+        finally:
+            streams.close()
+
+    def _exec(self, params: dict[str, Any]) -> Reply:
+        streams = self._streams(params)
+        try:
+            return self._started(self._container(params).exec(params, streams))
+        finally:
+            streams.close()
+
+    def _signal(self, params: dict[str, Any]) -> dict[str, Any]:
+        number = get_int(params, "signal", 1, 64)
+        self._container(params).signal(_exec_id(params), number, params.get("all") is True)
+        return {}
+
+    def _resize(self, params: dict[str, Any]) -> dict[str, Any]:
+        rows, columns = get_int(params, "rows", 0, 65535), get_int(params, "cols", 0, 65535)
+        self._container(params).process(_exec_id(params)).resize(rows, columns)
+        return {}
+
+    def _stats(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {**self._container(params).cgroup.stats(), "guest": machine.memory(), "net": machine.network()}
+
+    def _pause(self, params: dict[str, Any]) -> dict[str, Any]:
+        container = self._container(params)
+        if not container.cgroup.freeze(True):
+            container.cgroup.freeze(False)
+            raise RequestFailed("failed", "not all processes of the container could be stopped in time")
+        container.paused = True
+        return {}
+
+    def _resume(self, params: dict[str, Any]) -> dict[str, Any]:
+        container = self._container(params)
+        container.cgroup.freeze(False)
+        container.paused = False
+        return {}
+
+    def _update(self, params: dict[str, Any]) -> dict[str, Any]:
+        cgroup = self._container(params).cgroup
+        memory = get_optional_int(params, "memory", 1 << 20, 1 << 62)
+        quota = get_optional_int(params, "cpu_quota_us", 1000, 1 << 40)
+        period = get_optional_int(params, "cpu_period_us", 1000, 1_000_000)
+        pids = get_optional_int(params, "pids", 1, 1 << 22)
+        if memory is not None:
+            cgroup.write("memory.max", str(memory))
+        if quota is not None or period is not None:
+            cgroup.write("cpu.max", f"{'max' if quota is None else quota} {period or 100_000}")
+        if pids is not None:
+            cgroup.write("pids.max", str(pids))
+        return {}
+
+    def _delete(self, params: dict[str, Any]) -> dict[str, Any]:
+        identifier = get_id(params, "id")
+        with self._lock:
+            container = self._containers.get(identifier)
+        if container is None:
+            return {}
+        if not container.ended.is_set():
+            container.kill()
+            if not container.ended.wait(DELETE):
+                raise RequestFailed("failed", f"the container {identifier} does not end")
+        with self._lock:
+            if self._containers.get(identifier) is container:
+                del self._containers[identifier]
+        return {}
+
+    def _shutdown(self, params: dict[str, Any]) -> Reply:
+        with self._lock:
+            containers = list(self._containers.values())
+        for container in containers:
+            if not container.ended.is_set():
+                container.kill()
+        os.sync()
+        return Reply({}, lambda: self._power_off("the host asked for it"))
+
+
+def _exec_id(params: dict[str, Any]) -> str | None:
+    return None if params.get("exec_id") is None else get_id(params, "exec_id")

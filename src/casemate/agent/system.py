@@ -1,0 +1,182 @@
+"""The system calls that Python's ``os`` lacks, and small things that the rest of the agent shares."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+from _signal import SIG_IGN, SIGINT, SIGKILL, SIGPIPE, SIGXFSZ  # type: ignore[import-not-found]  # signal imports enum
+
+from casemate.protocol.wire import RequestFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["SIG_IGN", "SIGINT", "SIGKILL", "SIGPIPE", "SIGXFSZ"]
+
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+RB_POWER_OFF = 0x4321FEDC
+SYS_OPENAT2 = 437  # the same number on every architecture, being younger than their common table
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+MAX_LINE = 1000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
+    """mount(2).
+
+    Raises:
+        OSError: it was refused; ``filename`` is the target.
+    """
+    words = [word.encode() for word in (source, target, kind)]
+    _checked(_libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), data.encode() or None), target)
+
+
+def power_off() -> None:
+    """End the machine at once: reboot(2) with RB_POWER_OFF. Returns only where it is refused."""
+    _libc.reboot(ctypes.c_int(RB_POWER_OFF - (1 << 32) if RB_POWER_OFF >= 1 << 31 else RB_POWER_OFF))
+
+
+def open_in_root(root: int, path: str, flags: int) -> int:
+    """Open a path as if ``root`` were the root directory: no link and no ``..`` leads out (openat2(2)).
+
+    Arguments:
+        root: a descriptor of a directory.
+        path: relative or absolute, below it.
+        flags: as for open(2); O_CLOEXEC is added.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    for _ in range(8):
+        fd = int(
+            _libc.syscall(ctypes.c_long(SYS_OPENAT2), ctypes.c_int(root), path.encode(), how, ctypes.c_size_t(len(how)))
+        )
+        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:  # a rename went on beside it
+            break
+    return _checked(fd, path)
+
+
+def open_regular(root: int, path: str) -> int:
+    """Open a regular file of a container for reading; never anything else, such as a pipe or a device, which a
+    container can put in the file's place.
+
+    Raises:
+        OSError: it cannot be opened or is something else.
+    """
+    handle = open_in_root(root, path, os.O_PATH)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
+
+
+def log(message: str) -> None:
+    """A line on the guest's console, which is standard error; bounded, and never a reason to fail."""
+    line = f"casemate-agent: {message}".replace("\n", " | ")[:MAX_LINE] + "\n"
+    try:
+        os.write(2, line.encode("utf-8", "replace"))
+    except OSError:
+        return
+
+
+def read_text(path: str, limit: int = 65536) -> str:
+    """The beginning of a small file, such as those of /proc; an empty string where it cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, limit).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+
+
+def write_text(path: str, content: str, mode: int = 0o600, *, create: bool = False) -> None:
+    """Write a file in one piece.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CLOEXEC | ((os.O_CREAT | os.O_TRUNC) if create else 0)
+    fd = os.open(path, flags, mode)
+    try:
+        data = memoryview(content.encode())
+        while data:
+            data = data[os.write(fd, data) :]
+        if create:
+            os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+# ---- parameters of requests
+
+
+def bad(what: str) -> RequestFailed:
+    """The refusal of a request that is not as it should be."""
+    return RequestFailed("bad-spec", what)
+
+
+def get_text(params: dict[str, Any], key: str, limit: int = 4096) -> str:
+    """A string without zero bytes. Raises RequestFailed ``bad-spec``."""
+    value = params.get(key)
+    if not isinstance(value, str) or len(value) > limit or "\0" in value:
+        raise bad(f"{key} must be a string of at most {limit} characters")
+    return value
+
+
+def get_int(params: dict[str, Any], key: str, low: int, high: int) -> int:
+    """A whole number within bounds. Raises RequestFailed ``bad-spec``."""
+    value = params.get(key)
+    if type(value) is not int or not low <= value <= high:
+        raise bad(f"{key} must be a whole number from {low} to {high}")
+    return value
+
+
+def get_optional_int(params: dict[str, Any], key: str, low: int, high: int) -> int | None:
+    """A whole number within bounds, or None when it is absent or null. Raises RequestFailed ``bad-spec``."""
+    return None if params.get(key) is None else get_int(params, key, low, high)
+
+
+def get_dict(params: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object. Raises RequestFailed ``bad-spec``."""
+    value = params.get(key)
+    if not isinstance(value, dict):
+        raise bad(f"{key} must be an object")
+    return value
+
+
+def get_list(params: dict[str, Any], key: str, limit: int) -> list[Any]:
+    """A list, empty when absent or null. Raises RequestFailed ``bad-spec``."""
+    value = params.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or len(value) > limit:
+        raise bad(f"{key} must be a list of at most {limit} entries")
+    return value
+
+
+def get_id(params: dict[str, Any], key: str) -> str:
+    """A name that is safe in a path and on a command line. Raises RequestFailed ``bad-spec``."""
+    value = get_text(params, key, 64)
+    plain = value.replace("-", "").replace("_", "").replace(".", "")
+    if not plain.isalnum() or not value.isascii() or not value[0].isalnum():
+        raise bad(f"{key} must begin with a letter or digit and hold only those, '-', '_' and '.'")
+    return value

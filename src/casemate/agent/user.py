@@ -1,0 +1,128 @@
+"""Users as the container's own /etc/passwd and /etc/group know them.
+
+Sources: passwd(5), group(5), and the meaning that image configurations give to ``user[:group]`` (OCI image
+specification, config.md, "User").
+"""
+
+from __future__ import annotations
+
+import os
+
+from casemate.agent.system import open_regular
+from casemate.protocol.wire import RequestFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_FILE = 4 * 1024 * 1024
+MAX_GROUPS = 1024
+MAX_ID = (1 << 31) - 1
+
+
+class User:
+    """What a process runs as: ``uid``, ``gid``, ``groups`` (additional ones) and the ``home`` directory."""
+
+    __slots__ = ("uid", "gid", "groups", "home")
+
+    def __init__(self, uid: int, gid: int, groups: list[int], home: str) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.home = home
+
+
+def resolve(root: int, wanted: str) -> User:
+    """Find a user in a container.
+
+    Arguments:
+        root: a descriptor of the container's root directory.
+        wanted: ``name``, ``uid``, either with ``:group`` or ``:gid``; empty means root.
+
+    Raises:
+        RequestFailed: ``bad-user``: there is no such user or group, or a number is out of bounds.
+    """
+    name, colon, group = wanted.partition(":")
+    if colon and not group or ":" in group:
+        raise RequestFailed("bad-user", f"the user {wanted[:100]!r} is not of the form user[:group]")
+    number = _number(name or "0", "user")
+    entry = next((e for e in _passwd(root) if e[0] == name), None)
+    if entry is None and number is not None:
+        entry = next((e for e in _passwd(root) if e[1] == number), None)
+    if entry is None:
+        if number is None:
+            raise RequestFailed("bad-user", f"the container has no user {name[:100]!r}: give a number or another name")
+        entry = ("", number, 0, "/")
+    login, uid, gid, home = entry
+    groups: list[int] = []
+    if group:
+        gid = _group(root, group)
+    elif login and name:
+        groups = sorted({g for _, g, members in _groups(root) if login in members and g != gid})[:MAX_GROUPS]
+    return User(uid, gid, groups, home or "/")
+
+
+def _number(word: str, what: str) -> int | None:
+    if not (word.isascii() and word.isdigit()):
+        return None
+    if len(word) > 10 or int(word) > MAX_ID:
+        raise RequestFailed("bad-user", f"the {what} number {word[:40]} is above {MAX_ID}")
+    return int(word)
+
+
+def _group(root: int, wanted: str) -> int:
+    number = _number(wanted, "group")
+    for name, gid, _ in _groups(root):
+        if name == wanted:
+            return gid
+    if number is None:
+        raise RequestFailed("bad-user", f"the container has no group {wanted[:100]!r}: give a number or another name")
+    return number
+
+
+def _passwd(root: int) -> Iterator[tuple[str, int, int, str]]:
+    for fields in _lines(root, "etc/passwd", 7):
+        try:
+            yield fields[0], _id(fields[2]), _id(fields[3]), fields[5]
+        except ValueError:
+            continue
+
+
+def _groups(root: int) -> Iterator[tuple[str, int, list[str]]]:
+    for fields in _lines(root, "etc/group", 4):
+        try:
+            yield fields[0], _id(fields[2]), fields[3].split(",")
+        except ValueError:
+            continue
+
+
+def _id(word: str) -> int:
+    value = int(word)
+    if not 0 <= value <= MAX_ID:
+        raise ValueError(word)
+    return value
+
+
+def _lines(root: int, path: str, fields: int) -> Iterator[list[str]]:
+    """Lines of a file of the container that have the right number of fields; the file is hostile."""
+    for line in _read(root, path).split("\n"):
+        parts = line.split(":")
+        if len(parts) >= fields and not line.startswith("#"):
+            yield parts
+
+
+def _read(root: int, path: str) -> str:
+    try:
+        fd = open_regular(root, path)
+    except OSError:
+        return ""
+    try:
+        parts, size = [], 0
+        while size < MAX_FILE and (part := os.read(fd, min(65536, MAX_FILE - size))):
+            parts.append(part)
+            size += len(part)
+        return b"".join(parts).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
