@@ -100,10 +100,13 @@ def test_a_side_that_does_not_read_makes_the_other_wait(
 
 
 def test_a_refused_connection_and_an_abort_are_passed_on(proxied: Callable[..., tuple[str, int]]) -> None:
-    with socket.create_server((LOOPBACK, 0)) as sock:
-        dead = port_of(sock)
-    with socket.create_connection(proxied(dead), timeout=10) as client, pytest.raises(ConnectionResetError):
-        client.recv(1)
+    with closing(socket.socket()) as sock:
+        sock.bind((LOOPBACK, 0))  # and not listening: connections are refused
+        with (
+            pytest.raises(ConnectionResetError),  # in connect() already, or after it
+            socket.create_connection(proxied(port_of(sock)), timeout=10) as client,
+        ):
+            client.recv(1)
     with (
         socket.create_server((LOOPBACK, 0)) as sock,
         socket.create_connection(proxied(port_of(sock)), timeout=10) as client,
