@@ -59,6 +59,12 @@ class Environment:
         return self.base / "config.toml"
 
     @property
+    def user_ids(self) -> range:
+        """Users that this environment's VMMs run as; nothing else tells whose a VMM is when its keeper is gone."""
+        first = 1_900_000_000 + self.network_number * 65536
+        return range(first, first + 65536)
+
+    @property
     def variables(self) -> dict[str, str]:
         """The process environment for casemate."""
         return os.environ | {
@@ -86,7 +92,8 @@ def environment(settings: str = "") -> Iterator[Environment]:
             env.run.mkdir(mode=0o711)
             real = Path(os.environ.get("CASEMATE_ROOT") or "/var/lib/casemate")
             (env.root / "guest").symlink_to(real / "guest")
-            env.config.write_text(f'network = "10.{number}.0.0/16"\n{settings}')
+            own = f'network = "10.{number}.0.0/16"\nuid_base = {env.user_ids.start}\n'
+            env.config.write_text(own + settings)
             env.before = set(_control_groups())
             yield env
         finally:
@@ -222,7 +229,8 @@ def detached(
 
 
 def processes(env: Environment) -> dict[int, str]:
-    """Processes that belong to an environment, by pid: its name stands in what the kernel knows of them."""
+    """Processes that belong to an environment, by pid: its name stands in what the kernel knows of them, or they run
+    as one of its users."""
     base = os.fsencode(env.base)
     found: dict[int, str] = {}
     for directory in Path("/proc").iterdir():
@@ -230,7 +238,9 @@ def processes(env: Environment) -> dict[int, str]:
             continue
         with contextlib.suppress(OSError):  # it ended meanwhile
             command = (directory / "cmdline").read_bytes()
-            if base in command or base in (directory / "environ").read_bytes() or _holds(directory, str(env.base)):
+            user = int((directory / "status").read_text().partition("\nUid:")[2].split()[0])
+            named = base in command or base in (directory / "environ").read_bytes()
+            if user in env.user_ids or named or _holds(directory, str(env.base)):
                 state = (directory / "stat").read_text().rpartition(")")[2].split()[0]
                 words = command.replace(b"\0", b" ").decode(errors="replace")
                 found[int(directory.name)] = f"{state} {words[:120]}"
