@@ -14,7 +14,7 @@ __all__ = ["GuestBundle", "build", "current", "find", "list_bundles", "prune"]
 
 
 def build(root: Path, cache: Path, progress: Callable[[str], None], *, update: bool = False) -> GuestBundle:
-    """Build the guest bundle when something has changed; see :func:`casemate.vm.guest.build.build`."""
-    from casemate.vm.guest.build import build as build_now
+    """Build the guest bundle when something has changed; see :func:`casemate.vm.guest.builder.build`."""
+    from casemate.vm.guest.builder import build as build_now
 
     return build_now(root, cache, progress, update=update)

@@ -1,8 +1,8 @@
 """Debian packages without installing them: what is needed is asked of apt, checked by checksum, and kept in the cache.
 
 apt does what it is good at: it knows the mirrors, the proxies and the keys, and computes what a set of packages needs.
-It is told that nothing is installed, so that the host's own packages do not shape the guest, and works in directories of
-the cache, so that it needs no privileges and leaves the host's state alone.
+It is told that nothing is installed, so that the host's own packages do not shape the guest, and works in directories
+of the cache, so that it needs no privileges and leaves the host's state alone.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Building a guest bundle, step by step, each kept for the next time.
 
-cache/packages.json      which packages in which versions
-cache/packages/          the packages
-cache/staged/<key>/      kernel, initial root and root tree made from them
-<root>/guest/<digest>/   the bundle: the above with the agent in it
+::
+
+    <cache>/guest/packages.json   which packages in which versions
+    <cache>/guest/packages/       the packages
+    <cache>/guest/staged/<key>/   kernel, initial root and root tree made from them
+    <root>/guest/<digest>/        the bundle: the above with the agent in it
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def build(
 
     Arguments:
         root: the directory of what lasts, ``config.root``.
-        cache: where packages and half-products are kept; may be deleted at any time between builds.
+        cache: packages and half-products are kept in its directory ``guest``, which may be deleted between builds.
         progress: is given a line for each step that takes a second or more.
         update: ask apt for new versions of the packages. Without it a list that is in the cache is used as it is, and
             nothing is fetched when the packages are there too.
@@ -52,6 +54,7 @@ def build(
         GuestError: a package cannot be had or is not as expected.
     """
     arch = architecture(config.machine())
+    cache = cache / "guest"
     try:
         with locked(cache, lambda: progress("waiting for another build")):
             return _build(root, cache, progress, update, sources or Path(casemate.__file__).parent, arch)
@@ -119,9 +122,13 @@ def _existing(root: Path, key: str) -> GuestBundle | None:
     """A whole bundle with that key, made the current one."""
     for found in bundle.list_bundles(root):
         if found.manifest.get("key") == key:
-            if bundle.current(root) != found.digest:
+            if bundle.current(root) == found.digest:
+                return found
+            with locked(bundle.home(root)):
+                if not found.path.is_dir():  # pruned since it was listed
+                    return None
                 bundle.select(root, found.digest)
-            return found
+                return found
     return None
 
 
