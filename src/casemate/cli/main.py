@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         _report(error)
         return error.exit_status
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return 128 + int(getattr(interrupt, "signum", 2))
     except BrokenPipeError:
         # Whoever read our output has gone. Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -71,8 +71,8 @@ def reorder(parser: Parser, words: list[str]) -> list[str]:
     """``words`` so that argparse reads them as a person means them.
 
     A value that begins with a dash is joined to its option, for argparse would take it for an option
-    (``--entrypoint -x``). ``--flag=true`` and ``--flag=false`` become the flag or nothing. Where the command ends the
-    options at the first positional, ``--`` is put there, so that a command's own ``--`` reaches it.
+    (``--entrypoint -x``). ``--flag=true`` and ``--flag=false`` become the flag or nothing. Positionals come last, after
+    ``--``; where a command follows, the first of them ends the options, and what the command is given is left alone.
 
     Arguments:
         parser: with every option declared.
@@ -80,16 +80,19 @@ def reorder(parser: Parser, words: list[str]) -> list[str]:
     """
     options = {name: action for action in parser._actions for name in action.option_strings}
     result: list[str] = []
+    positionals: list[str] = []
     index = 0
     while index < len(words):
         word = words[index]
         index += 1
         if word == "--":
-            return [*result, *words[index - 1 :]]
+            positionals += words[index:]
+            break
         if word == "-" or not word.startswith("-"):
             if parser.stops_at_positional:
-                return [*result, "--", word, *words[index:]]
-            result.append(word)
+                positionals += words[index - 1 :]
+                break
+            positionals.append(word)
             continue
         if word.startswith("--"):
             name, equals, value = word.partition("=")
@@ -124,4 +127,4 @@ def reorder(parser: Parser, words: list[str]) -> list[str]:
                 index += 1
             result.append(f"{max(action.option_strings, key=len)}={value}")
             break
-    return result
+    return [*result, "--", *positionals] if positionals else result

@@ -216,7 +216,7 @@ def _unpack_all(
 
 def _components(name: str, rename: tuple[str, str] | None) -> list[str]:
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if ".." in parts:
+    if ".." in parts or "\0" in name:
         raise CasemateError(f"the entry {name!r} leads out of the destination")
     if rename is None:
         return parts
@@ -283,11 +283,15 @@ class _Target:
                 self._clear(parent, leaf, parts)
                 self._file(tar, entry, parent, leaf, mode)
             elif entry.issym():
+                if not entry.linkname or "\0" in entry.linkname:
+                    raise CasemateError(f"the entry {entry.name!r} is a link to nothing")
                 self._clear(parent, leaf, parts)
                 os.symlink(entry.linkname, leaf, dir_fd=parent)
             elif entry.islnk():
                 self._clear(parent, leaf, parts)
                 origin = _components(entry.linkname, rename)
+                if not origin:
+                    raise CasemateError(f"the entry {entry.name!r} is a hard link to a directory")
                 with self._parent(origin, make=False) as other:
                     os.link(origin[-1], leaf, src_dir_fd=other, dst_dir_fd=parent, follow_symlinks=False)
                 return
