@@ -278,7 +278,7 @@ class Confinement:
         netns_fd: network namespace to enter, or None to stay. Not closed.
         mntns_fd: mount namespace to enter, or None to stay. Not closed.
         capabilities: numbers of the capabilities kept (:manpage:`capabilities(7)`); none by default.
-        max_files: limit of open descriptors.
+        max_files: limit of open descriptors, or this process's own hard limit where that is lower.
         environment: the program's whole environment.
     """
 

@@ -1,7 +1,7 @@
 """A hypervisor without machines, for tests of what stands above: needs no root, no QEMU and no time.
 
-A test plays the guest: it reads and writes the descriptors that the devices hold, and calls :meth:`FakeVm.end` to let the
-machine end.
+A test plays the guest: it reads and writes the descriptors that the devices hold, and calls :meth:`FakeVm.end` to let
+the machine end.
 """
 
 from __future__ import annotations

@@ -197,11 +197,14 @@ class _Plan:
     procs: tuple[bytes, ...] = ()
     environment: dict[bytes, bytes] = field(default_factory=dict)
     drop: tuple[int, ...] = ()
+    files_most: int = 0
     cap_header: Any = None
     cap_data: Any = None
 
     def __post_init__(self) -> None:
         self.procs = tuple(os.fsencode(path) for path in self.jail.cgroup_procs)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        self.files_most = self.jail.max_files if most == resource.RLIM_INFINITY else most
         self.environment = {os.fsencode(key): os.fsencode(value) for key, value in self.jail.environment}
         last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
         self.drop = tuple(cap for cap in range(last + 1) if cap not in self.jail.capabilities)
@@ -314,7 +317,8 @@ def _child(plan: _Plan, report: int) -> NoReturn:
         os.chdir("/")
         os.umask(0o077)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (jail.max_files, jail.max_files))
+        files = min(jail.max_files, plan.files_most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
         step = "capabilities"
         for cap in plan.drop:
             _check(_prctl(_PR_CAPBSET_DROP, cap, 0, 0, 0))

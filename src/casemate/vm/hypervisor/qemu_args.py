@@ -76,8 +76,8 @@ ARCHES: Mapping[str, Arch] = {
             },
         ),
         console="ttyS0",
-        # All virtual processors' counters are the host's one: without this the kernel's watchdog distrusts them when the
-        # host is busy, and every look at the clock becomes a system call and a device access.
+        # All virtual processors' counters are the host's one: without this the kernel's watchdog distrusts them when
+        # the host is busy, and every look at the clock becomes a system call and a device access.
         tcg_arguments=("tsc=reliable",),
         firmware="qboot.rom",
         hotplug_bridge="pcie-root-port",
