@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,16 @@ import pytest
 VM_TESTS = Path(__file__).parent / "vm"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     """Mark everything below ``tests/vm`` as ``vm``, and keep each of its files on one worker.
 
     A file's tests share a running container, so a second worker would only boot a second one. A test or file with an
-    ``xdist_group`` of its own keeps that. This has to come before xdist reads the groups, hence ``tryfirst``.
+    ``xdist_group`` of its own keeps that. This has to come before xdist reads the groups, hence a wrapper.
     """
     for item in items:
         if VM_TESTS in item.path.parents:
             item.add_marker(pytest.mark.vm)
             if item.get_closest_marker("xdist_group") is None:
                 item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    return (yield)
