@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate import ids
 from casemate.config import Config
-from casemate.errors import BadImage
+from casemate.errors import BadImage, HostError
 from casemate.oci import busybox, files, layout, registry
 from casemate.oci.importer import Progress, take_in
 from casemate.oci.layers import explain
@@ -35,7 +35,8 @@ def pull(space: Space, config: Config, source: Source, limits: Limits, progress:
             with space.lock("pull", shared=True):
                 return _pull(space, config, source, limits, progress)
         except BaseException:
-            store.collect(wait=False)
+            with suppress(HostError):  # what went wrong first is what matters
+                store.collect(wait=False)
             raise
 
 

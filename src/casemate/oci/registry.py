@@ -117,7 +117,10 @@ def download(
     _run(command, work, remote.reference, meter.tick)
     files = Directory(work / "layout")
     try:
-        raw = read(files, "blobs/" + remote.config.digest.replace(":", "/"), imageconfig.MAX_BYTES)
+        # Out of a manifest of Docker's, skopeo makes one of OCI, and a configuration that goes with it.
+        name = "blobs/" + remote.config.digest.replace(":", "/")
+        there = files.size(name) >= 0
+        raw = read(files, name, imageconfig.MAX_BYTES) if there else _inspect(exact, work, "--config")
     finally:
         files.close()
     manifest.check_digest(raw, remote.config.digest, "the image configuration")
@@ -164,8 +167,17 @@ class _Meter:
             self._progress(f"downloaded {human(self._total)} in {took:.1f} s")
 
 
-def _inspect(reference: Reference, work: Path) -> bytes:
-    command = ["inspect", "--raw", "--retry-times", "2", *_tls(reference, "--tls-verify"), f"docker://{reference.name}"]
+def _inspect(reference: Reference, work: Path, *more: str) -> bytes:
+    """A manifest, or with ``--config`` a configuration, byte for byte."""
+    command = [
+        "inspect",
+        *more,
+        "--raw",
+        "--retry-times",
+        "2",
+        *_tls(reference, "--tls-verify"),
+        f"docker://{reference.name}",
+    ]
     deadline = time.monotonic() + _STALL
     return _run(command, work, reference, lambda: time.monotonic() < deadline)
 

@@ -165,7 +165,7 @@ class ImageStore:
                 result.untagged.append(item)
             index.images[identity].removed = True
             (result.kept if users else result.deleted).append(identity)
-        result.freed = self.collect(wait=True)
+        result.freed = self.collect(wait=True, drop=result.deleted)
         return result
 
     def prune(self) -> Removed:
@@ -178,16 +178,17 @@ class ImageStore:
                 if key not in named and not record.removed and not (self._in_use and self._in_use(key)):
                     record.removed = True
                     result.deleted.append(key)
-        result.freed = self.collect(wait=True)
+        result.freed = self.collect(wait=True, drop=result.deleted)
         return result
 
-    def collect(self, *, wait: bool) -> int:
+    def collect(self, *, wait: bool, drop: Sequence[str] = ()) -> int:
         """Delete images whose removal was put off and that nothing uses now, and layers of no image.
 
         Does nothing while a pull runs; the pull does it at its end.
 
         Arguments:
             wait: for those that :meth:`hold`.
+            drop: images that may go although this store was not told what is in use.
 
         Returns:
             Bytes of layers that were freed.
@@ -195,7 +196,7 @@ class ImageStore:
         from casemate.oci import sweep
 
         self._space.prepare()
-        return sweep.collect(self._space, self._in_use, wait)
+        return sweep.collect(self._space, self._in_use, wait, drop)
 
     def _named(self, index: Index, text: str) -> str | None:
         """The stored name that ``text`` means, if any."""

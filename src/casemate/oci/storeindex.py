@@ -7,6 +7,7 @@ Below ``ROOT/images``::
     configs/HEX.json
     layers/SHORT/           unpacked layers in overlayfs's format; layers/empty is for images without any
     tmp/                    what is being made or removed; whatever a dead process left is swept
+    reserve                 space for writing the index on a full disk
     locks/                  index, hold, pull; source-NN and layer-NN: "who does the work"
 
 Locks are ``flock(2)`` and taken in this order: source, pull, layer, hold, index. ``pull`` is shared by those who add
@@ -15,10 +16,11 @@ layers and ``hold`` by those who are making a container of an image; who removes
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from casemate.oci.reference import is_digest
 
 VERSION = 1
 STRIPES = 64
+_RESERVE = 256 << 10
 EMPTY = "empty"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -97,9 +100,23 @@ class Space:
             self.root.chmod(0o700)  # layers hold set-uid programs, which must not be in reach of the host's users
             for name in ("manifests", "configs", "layers", "layers/" + EMPTY, "tmp", "locks"):
                 (self.root / name).mkdir(exist_ok=True, mode=0o755)
+            self._put_by()
         except OSError as error:
             hint = "run as root, with space on the disk"
             raise HostError(f"cannot make {self.root} ({error.strerror})", hint) from None
+
+    def _put_by(self) -> None:
+        """Keep some space for writing the index when there is no other."""
+        path = self.root / "reserve"
+        if path.exists():
+            return
+        with suppress(OSError):  # next time, then
+            temporary = path.with_name(f".reserve.{os.getpid()}.{os.urandom(4).hex()}")
+            try:
+                temporary.write_bytes(os.urandom(_RESERVE))  # no zeros, which some file systems do not store
+                os.rename(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def load(self) -> Index:
         """Read the index; an empty one when there is none.
@@ -137,9 +154,20 @@ class Space:
             yield index
             value: dict[str, Any] = {"version": VERSION, **asdict(index)}
             try:
-                jsonfile.write(self.root / "index.json", value)
+                self._save(value)
             except OSError as error:
                 raise HostError(f"cannot write the image index ({error.strerror})", "free some space") from None
+
+    def _save(self, value: dict[str, Any]) -> None:
+        path, reserve = self.root / "index.json", self.root / "reserve"
+        try:
+            jsonfile.write(path, value)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not reserve.exists():
+                raise
+            # The disk is full, and removing an image is what would help: use what was put by for that.
+            reserve.unlink()
+            jsonfile.write(path, value)
 
     @contextmanager
     def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:

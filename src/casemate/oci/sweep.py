@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from casemate import ids
 from casemate.oci.storeindex import EMPTY, Space
 from casemate.oci.trees import remove_tree
 
 
-def collect(space: Space, in_use: Callable[[str], Sequence[str]] | None, wait: bool) -> int:
-    """See :meth:`casemate.oci.store.ImageStore.collect`."""
+def collect(space: Space, in_use: Callable[[str], Sequence[str]] | None, wait: bool, drop: Sequence[str] = ()) -> int:
+    """See :meth:`casemate.oci.store.ImageStore.collect`.
+
+    Arguments:
+        drop: images that may go when nobody can say what is in use.
+    """
     with space.try_lock("pull") as alone:
         if not alone:
             return 0
+        # With the pull lock held, nobody else puts anything into tmp, or removes what is there. First this: it makes
+        # room for writing the index, should the disk be full.
+        _empty(space.tmp)
         with space.try_lock("hold", wait=wait) as free:
-            freed = _forget(space, in_use) if free else 0
-        # The pull lock is still held: nobody else puts anything into tmp, or removes what is there.
-        for path in space.tmp.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                remove_tree(path)
-            else:
-                path.unlink()
+            freed = _forget(space, in_use, drop) if free else 0
+        _empty(space.tmp)
         return freed
 
 
-def _forget(space: Space, in_use: Callable[[str], Sequence[str]] | None) -> int:
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            path.unlink()
+
+
+def _forget(space: Space, in_use: Callable[[str], Sequence[str]] | None, drop: Sequence[str]) -> int:
     """Take what is not needed out of the index, then move its files to tmp."""
     freed = 0
     with space.change() as index:
         for key, image in tuple(index.images.items()):
-            if image.removed and not (in_use is not None and in_use(key)):
+            if image.removed and (key in drop if in_use is None else not in_use(key)):
                 del index.images[key]
         wanted = {diff_id for image in index.images.values() for diff_id in image.layers}
         for diff_id, layer in tuple(index.layers.items()):

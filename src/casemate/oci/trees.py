@@ -22,6 +22,7 @@ _OPENAT2 = 437  # the same number on every architecture (openat2 came after the 
 _NO_XDEV, _NO_MAGICLINKS, _IN_ROOT = 0x01, 0x02, 0x10
 _CACHE = 64
 _BATCH = 10_000
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _OpenHow(ctypes.Structure):
@@ -180,32 +181,76 @@ def remove_tree_at(parent: int, name: bytes) -> None:
     Raises:
         OSError: a file cannot be removed; the rest may be left.
     """
-    top = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    top = os.open(name, _DIRECTORY, dir_fd=parent)
     try:
-        label = b".casemate-" + os.urandom(8).hex().encode()
-        os.mkdir(label, 0o700, dir_fd=top)
-        hold = os.open(label, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-        try:
-            todo = _empty(top, hold, 0, keep=label)
-            done = 0
-            while done < todo:
-                child = b"%d" % done
-                inner = os.open(child, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=hold)
-                try:
-                    todo = _empty(inner, hold, todo)
-                finally:
-                    os.close(inner)
-                os.rmdir(child, dir_fd=hold)
-                done += 1
-        finally:
-            os.close(hold)
-        os.rmdir(label, dir_fd=top)
+        while _unlink_files(top) is not None:
+            label = b".casemate-" + os.urandom(8).hex().encode()
+            try:
+                os.mkdir(label, 0o700, dir_fd=top)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                _remove_leaf(top)  # a full disk is a reason for removing things: make room
+                continue
+            hold = os.open(label, _DIRECTORY, dir_fd=top)
+            try:
+                _flatten(top, hold, label)
+            finally:
+                os.close(hold)
+            os.rmdir(label, dir_fd=top)
     finally:
         os.close(top)
     os.rmdir(name, dir_fd=parent)
 
 
-def _empty(directory: int, hold: int, count: int, keep: bytes = b"") -> int:
+def _unlink_files(directory: int) -> bytes | None:
+    """Unlink everything but directories; the name of one of these, if there are any."""
+    while True:
+        one = None
+        batch: list[str] = []
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    one = os.fsencode(entry.name)
+                elif len(batch) < _BATCH:
+                    batch.append(entry.name)
+        if not batch:
+            return one
+        for name in batch:
+            os.unlink(name, dir_fd=directory)
+
+
+def _remove_leaf(top: int) -> None:
+    """Remove one directory that holds no other, wherever it is, and the files on the way to it."""
+    here = os.dup(top)
+    try:
+        while (name := _unlink_files(here)) is not None:
+            inner = os.open(name, _DIRECTORY, dir_fd=here)
+            if _unlink_files(inner) is None:
+                os.close(inner)
+                os.rmdir(name, dir_fd=here)
+                return
+            os.close(here)
+            here = inner
+    finally:
+        os.close(here)
+
+
+def _flatten(top: int, hold: int, label: bytes) -> None:
+    """Empty ``top`` but for the directory ``hold``, which is its ``label``, and that in the end as well."""
+    todo, done = _move(top, hold, 0, label), 0
+    while done < todo:
+        name = b"%d" % done
+        inner = os.open(name, _DIRECTORY, dir_fd=hold)
+        try:
+            todo = _move(inner, hold, todo)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=hold)
+        done += 1
+
+
+def _move(directory: int, hold: int, count: int, keep: bytes = b"") -> int:
     """Unlink the files of ``directory``, move its directories into ``hold``, numbered from ``count`` on."""
     while True:
         with os.scandir(directory) as entries:
