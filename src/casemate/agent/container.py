@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from time import monotonic
 
 from casemate.agent import command, system
@@ -14,7 +13,7 @@ from casemate.agent.process import Process, Streams
 from casemate.agent.processes import Exit, Reaper
 from casemate.agent.system import bad, get_dict, get_int, get_list, get_text
 from casemate.agent.user import resolve
-from casemate.protocol import wire
+from casemate.protocol import threads, wire
 from casemate.protocol.link import Link
 from casemate.protocol.wire import LinkError, RequestFailed
 
@@ -65,7 +64,7 @@ class Container:
         self.identifier = identifier
         self.cgroup = Cgroup(identifier, places.cgroups)
         self.paused = False
-        self.ended = threading.Event()
+        self.ended = threads.Event()
         """Set when nothing of the container is left."""
         self._places = places
         self._directory = f"{places.base}/containers/{identifier}"
@@ -73,7 +72,7 @@ class Container:
         self._link = link
         self._crun = Crun(list(places.crun), reaper)
         self._init = Process(None, self._init_ended)
-        self._lock = threading.Lock()
+        self._lock = threads.Lock()
         self._execs: dict[str, Process] = {}
         self._oom_seen = 0
         self._counter = 0

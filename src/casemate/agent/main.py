@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+import sys
 from _signal import signal  # type: ignore[import-not-found]  # the public module imports enum
 
 from casemate import __version__
@@ -66,7 +66,7 @@ def main() -> int:
         signal(SIGINT, SIG_IGN)
         os.chdir("/")
         os.umask(0o022)
-        threading.excepthook = lambda args: log(f"thread {args.thread and args.thread.name}: {args.exc_value!r}")
+        sys.unraisablehook = lambda trouble: log(f"a thread has ended: {trouble.exc_value!r}")
         serve(guest.connect(), Places(), guest.setup, power_off)
     except (OSError, LinkError) as error:
         power_off(str(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from time import monotonic
 
 from casemate.agent.crun import Crun
@@ -11,6 +10,7 @@ from casemate.agent.processes import Exit, Reaper
 from casemate.agent.pumps import Input, Output
 from casemate.agent.system import SIGKILL, log, read_text
 from casemate.agent.terminal import ConsoleSocket, set_size
+from casemate.protocol import threads
 from casemate.protocol.link import Link, Stream
 from casemate.protocol.wire import LinkError, RequestFailed, StreamClosed
 
@@ -58,15 +58,15 @@ class Process:
     def __init__(self, exec_id: str | None, ended: Callable[[Process, Exit], None]) -> None:
         self.exec_id = exec_id
         self.pid = 0
-        self.announced = threading.Event()
+        self.announced = threads.Event()
         """Set when the host knows that the process was started."""
-        self.done = threading.Event()
+        self.done = threads.Event()
         """Set when the host knows that it has ended."""
         self._ended = ended
         self._outputs: list[Output] = []
         self._input: Input | None = None
         self._terminal: int | None = None
-        self._lock = threading.Lock()
+        self._lock = threads.Lock()
 
     def launch(
         self,
@@ -181,7 +181,7 @@ class Process:
             set_size(self._terminal, rows, columns)
 
     def _exited(self, end: Exit) -> None:  # on the reaper's thread
-        threading.Thread(target=self._finish, args=(end,), name="process-end", daemon=True).start()
+        threads.start(self._finish, end)
 
     def _finish(self, end: Exit) -> None:
         deadline = monotonic() + ANNOUNCE

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import select
-import threading
 
 from casemate.agent.system import SIGINT, SIGKILL, SIGPIPE, SIGXFSZ, log
+from casemate.protocol import threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class Reaper:
     """Waits for all children; :meth:`run` is its thread's body."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._born = threading.Condition(self._lock)
+        self._lock = threads.Lock()
+        self._born = threads.Condition(self._lock)
         self._births = 0
         self._watched: dict[int, Callable[[Exit], None]] = {}
         self._unclaimed: dict[int, Exit] = {}
@@ -127,7 +127,7 @@ class Reaper:
         Raises:
             OSError: it could not be started.
         """
-        ended = threading.Event()
+        ended = threads.Event()
         ends: list[Exit] = []
 
         def over(end: Exit) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import select
-import threading
 
+from casemate.protocol import threads
 from casemate.protocol.wire import StreamClosed
 
 TYPE_CHECKING = False
@@ -22,13 +22,13 @@ class _Pump:
         os.set_blocking(fd, False)
         self._fd = fd
         self._stream = stream
-        self._lock = threading.Lock()
+        self._lock = threads.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._over = False
 
     def start(self) -> None:
         """Begin to carry."""
-        threading.Thread(target=self._run, name=type(self).__name__, daemon=True).start()
+        threads.start(self._run)
 
     def discard(self) -> None:
         """Give everything back without having started."""
@@ -69,7 +69,7 @@ class Output(_Pump):
 
     def __init__(self, fd: int, stream: Stream) -> None:
         super().__init__(fd, stream)
-        self.drained = threading.Event()
+        self.drained = threads.Event()
         """Set when all that an ended process wrote has been sent."""
 
     def process_ended(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 
 from casemate.agent import machine, system
 from casemate.agent.container import Container, Places
 from casemate.agent.process import Process, Streams
 from casemate.agent.processes import Reaper
 from casemate.agent.system import get_dict, get_id, get_int, get_optional_int
+from casemate.protocol import threads
 from casemate.protocol.link import Link, Reply
 from casemate.protocol.wire import RequestFailed
 
@@ -33,7 +33,7 @@ class Service:
     """
 
     def __init__(self, places: Places, reaper: Reaper, power_off: Callable[[str], None]) -> None:
-        self.ready = threading.Event()
+        self.ready = threads.Event()
         """Set when the guest's file systems are there; requests wait for it."""
         self.trouble = ""
         """What went wrong in setting up the guest; every request but sandbox.* is refused with it."""
@@ -41,7 +41,7 @@ class Service:
         self._places = places
         self._reaper = reaper
         self._power_off = power_off
-        self._lock = threading.Lock()
+        self._lock = threads.Lock()
         self._containers: dict[str, Container] = {}
         self._methods: dict[str, Callable[[dict[str, Any]], dict[str, Any] | Reply]] = {
             "container.start": self._start,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import _ctypes
 import errno
 import os
 import stat
@@ -23,12 +23,35 @@ SYS_OPENAT2 = 437  # the same number on every architecture, being younger than t
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 MAX_LINE = 1000
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+# The C half of ctypes alone: the Python half, with its many types, costs 60 ms of imports on an emulated processor.
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]  # cannot be subscripted
+    _type_ = "i"
+
+
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # cannot be subscripted
+    _type_ = "l"
+
+
+class _IntFunction(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+
+
+class _LongFunction(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
+_handle = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # the program itself
+_mount = _IntFunction(_ctypes.dlsym(_handle, "mount"))
+_reboot = _IntFunction(_ctypes.dlsym(_handle, "reboot"))
+_syscall = _LongFunction(_ctypes.dlsym(_handle, "syscall"))
 
 
 def _checked(result: int, what: str) -> int:
     if result < 0:
-        number = ctypes.get_errno()
+        number = _ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
     return result
 
@@ -40,12 +63,12 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
         OSError: it was refused; ``filename`` is the target.
     """
     words = [word.encode() for word in (source, target, kind)]
-    _checked(_libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), data.encode() or None), target)
+    _checked(_mount(words[0], words[1], words[2], _Long(flags), data.encode() or None), target)
 
 
 def power_off() -> None:
     """End the machine at once: reboot(2) with RB_POWER_OFF. Returns only where it is refused."""
-    _libc.reboot(ctypes.c_int(RB_POWER_OFF - (1 << 32) if RB_POWER_OFF >= 1 << 31 else RB_POWER_OFF))
+    _reboot(RB_POWER_OFF)
 
 
 def open_in_root(root: int, path: str, flags: int) -> int:
@@ -61,10 +84,8 @@ def open_in_root(root: int, path: str, flags: int) -> int:
     """
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     for _ in range(8):
-        fd = int(
-            _libc.syscall(ctypes.c_long(SYS_OPENAT2), ctypes.c_int(root), path.encode(), how, ctypes.c_size_t(len(how)))
-        )
-        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:  # a rename went on beside it
+        fd = int(_syscall(_Long(SYS_OPENAT2), _Long(root), path.encode(), how, _Long(len(how))))
+        if fd >= 0 or _ctypes.get_errno() != errno.EAGAIN:  # a rename went on beside it
             break
     return _checked(fd, path)
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import select
-import threading
-from collections import deque
 from time import monotonic
 
-from casemate.protocol import wire
+from casemate.protocol import threads, wire
 from casemate.protocol.stream import Stream
+from casemate.protocol.threads import deque
 from casemate.protocol.wire import (
     HEADER_SIZE,
     LinkClosed,
@@ -63,7 +62,7 @@ class _Call:
     __slots__ = ("done", "result", "error")
 
     def __init__(self) -> None:
-        self.done = threading.Event()
+        self.done = threads.Event()
         self.result: dict[str, Any] | None = None
         self.error: LinkError | None = None
 
@@ -102,14 +101,14 @@ class Link:
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._writing = threading.Lock()
-        self._lock = threading.Lock()  # guards everything below
+        self._writing = threads.Lock()
+        self._lock = threads.Lock()  # guards everything below
         self._started = False
         self._finished = False
         self._dispatching = False
         self._reason: str | None = None
         self._broken: ProtocolError | None = None
-        self._greeted = threading.Event()
+        self._greeted = threads.Event()
         self._peer: dict[str, Any] | None = None
         self._next = 1
         self._calls: dict[int, _Call] = {}
@@ -119,12 +118,12 @@ class Link:
         self._early: set[int] = set()
         self._gone: dict[int, None] = {}
         self._jobs: deque[tuple[int, dict[str, Any]]] = deque()
-        self._jobs_ready = threading.Condition(self._lock)
+        self._jobs_ready = threads.Condition(self._lock)
         self._workers = 0
         self._idle = 0
         self._events: deque[tuple[int, dict[str, Any]]] = deque()
         self._event_bytes = 0
-        self._events_ready = threading.Condition(self._lock)
+        self._events_ready = threads.Condition(self._lock)
 
     # ---- what both sides call
 
@@ -150,7 +149,7 @@ class Link:
             if self._started or self._reason is not None:
                 raise LinkClosed(self._reason or "the link was started before")
             self._started = True
-        threading.Thread(target=self._read, name="link-reader", daemon=True).start()
+        threads.start(self._read)
         try:
             self._control(wire.HELLO, 0, wire.hello(self._role, self._version), deadline)
         except LinkClosed:
@@ -377,7 +376,7 @@ class Link:
     def _take_hello(self, message: dict[str, Any]) -> None:
         wire.check_hello(message, self._role)
         if self._on_event is not None:
-            threading.Thread(target=self._dispatch, name="link-events", daemon=True).start()
+            threads.start(self._dispatch)
             self._dispatching = True  # only now: where no thread could start, on_closed is the reader's
         self._peer = message
         self._greeted.set()
@@ -439,7 +438,7 @@ class Link:
             if self._workers >= MAX_WORKERS:
                 return
             self._workers += 1
-        threading.Thread(target=self._work, name="link-worker", daemon=True).start()
+        threads.start(self._work)
 
     def _take_event(self, size: int, message: dict[str, Any]) -> None:
         wire.text(message, "event", 64)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-
-from casemate.protocol import wire
+from casemate.protocol import threads, wire
+from casemate.protocol.threads import deque
 from casemate.protocol.wire import LinkError, ProtocolError, StreamClosed
 
 TYPE_CHECKING = False
@@ -29,9 +27,9 @@ class Stream:
     def __init__(self, link: Link, channel: int) -> None:
         self.channel = channel
         self._link = link
-        self._lock = threading.Lock()
-        self._readable = threading.Condition(self._lock)
-        self._writable = threading.Condition(self._lock)
+        self._lock = threads.Lock()
+        self._readable = threads.Condition(self._lock)
+        self._writable = threads.Condition(self._lock)
         self._chunks: deque[bytes | bytearray | memoryview] = deque()
         self._window = wire.WINDOW  # what the peer may still send
         self._owed = 0  # what was read and is not credited yet
