@@ -31,7 +31,7 @@ class Host:
         def fake_open(path: object, *args: int) -> int:
             return real_open(self.node if path == "/dev/kvm" else path, *args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(probe.os, "open", fake_open)
+        monkeypatch.setattr(os, "open", fake_open)
         monkeypatch.setattr(probe, "run_probe", self.run)
         monkeypatch.setattr(probe, "kvm_group", lambda: None)
         monkeypatch.setattr(probe, "machine", lambda: "x86_64")

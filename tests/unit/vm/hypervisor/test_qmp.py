@@ -180,7 +180,12 @@ def test_a_peer_that_takes_no_commands() -> None:
     theirs.sendall(GREETING)
     client = QmpClient(ours.detach())
     filler = {"x": "y" * (1 << 22)}
-    thread = threading.Thread(target=lambda: theirs.recv(4096) and theirs.sendall(b'{"return": {}, "id": 1}\n'))
+
+    def answer_one() -> None:
+        theirs.recv(4096)
+        theirs.sendall(b'{"return": {}, "id": 1}\n')
+
+    thread = threading.Thread(target=answer_one)
     thread.start()
     client.connect(5)
     thread.join(5)
