@@ -42,6 +42,8 @@ class Config:
     """What the host control group gets beside the guest's memory: VMM, file server, keeper."""
     vcpus: int = 1
     """Virtual processors when a container does not ask."""
+    parallel_boots: int = 0
+    """How many machines may boot at the same time, others wait for their turn; 0 means one for each processor."""
     guest: str = ""
     """Digest of the guest bundle to use; empty means the newest built."""
     boot_timeout: int = 120
@@ -122,6 +124,7 @@ def _check(config: Config) -> None:
         "memory_minimum": (64, 4096),
         "vmm_overhead": (32, 65536),
         "vcpus": (1, 256),
+        "parallel_boots": (0, 4096),
         "boot_timeout": (1, 3600),
         "call_timeout": (1, 3600),
         "stop_timeout": (0, 86400),

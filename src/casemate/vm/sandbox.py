@@ -29,7 +29,7 @@ from casemate.keeper.store import Container
 from casemate.protocol.link import Link
 from casemate.protocol.wire import LinkClosed, LinkError, LinkTimeout, RequestFailed
 from casemate.sandbox import ProcessExit, ProcessStreams, Sandbox, Stream
-from casemate.vm import files, guest, share
+from casemate.vm import boots, files, guest, share
 from casemate.vm.console import Console
 from casemate.vm.hypervisor import base, probe
 from casemate.vm.hypervisor.launch import Process, exit_text
@@ -71,6 +71,8 @@ class VmSandbox(Sandbox):
         self.memory_mib = self.spec.memory_mib or config.memory
         self._lock = threading.Lock()
         self._closed = False
+        self._gone = threading.Event()
+        self._turn: boots.Turn | None = None
         self._cgroup: cgroups.Cgroup | None = None
         self._files: Process | None = None
         self._net: network.SandboxNet | None = None
@@ -121,6 +123,8 @@ class VmSandbox(Sandbox):
         )
         watcher = threading.Thread(target=self._watch_files, args=(self._files,), name="files", daemon=True)
         watcher.start()
+        self._progress("turn")
+        self._turn = boots.take(config, identifier, lambda: self._progress("waiting for a turn"), self._gone)
         self._progress("machine")
         console_ours, console_theirs = socket.socketpair()
         agent_ours, agent_theirs = socket.socketpair()
@@ -211,6 +215,8 @@ class VmSandbox(Sandbox):
             },
         }
         streams = self._begin(None, "container.start", request, bool(spec.tty), stdin, size)
+        if self._turn is not None:
+            self._turn.end()
         with contextlib.suppress(CasemateError):
             self._guest.update(self._call("sandbox.info", {}))
         return streams
@@ -408,6 +414,7 @@ class VmSandbox(Sandbox):
             if self._closed:
                 return
             self._closed = True
+        self._gone.set()
         if self._proxy is not None:
             self._proxy.close()
         if self._vm is not None:
