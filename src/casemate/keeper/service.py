@@ -116,7 +116,7 @@ class Keeper:
         """Give everything back, then write down how it ended: who reads ``exited`` finds nothing left."""
         if self._listener is not None:
             self._listener.close()
-        if self.state.status == "running" and not end.error:
+        if self.state.status == "running" and (end.oom or not end.error):
             self.sandbox.flush()
         self.sandbox.close()
         self._log.close()

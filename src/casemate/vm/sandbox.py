@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import signal
 import socket
 import threading
 import time
@@ -352,7 +353,10 @@ class VmSandbox(Sandbox):
                 status = 128 + number
             elif not isinstance(status, int) or not 0 <= status <= 255:
                 status = 255
-            self._process_ended(key, ProcessExit(status, oom=params.get("oom") is True))
+            oom = params.get("oom") is True
+            killed = oom and status == 128 + signal.SIGKILL
+            error = f"out of memory: the limit is {self.memory_mib} MiB for the whole guest" if killed else ""
+            self._process_ended(key, ProcessExit(status, oom=oom, error=error))
 
     def _process_ended(self, key: str | None, end: ProcessExit) -> None:
         with self._lock:
