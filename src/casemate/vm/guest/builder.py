@@ -264,7 +264,10 @@ def _publish(
             "packages": [p.as_json() for p in listed],
         }
         jsonfile.write(result / "manifest.json", manifest, mode=0o644)
+        # Readable by the hypervisor's user whatever the umask of the builder.
+        os.chmod(result / "manifest.json", 0o644)
         os.chmod(result, 0o755)
+        os.chmod(home, 0o755)
         target = home / digest
         try:
             bundle.load(target)
