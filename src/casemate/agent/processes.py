@@ -62,7 +62,10 @@ class Reaper:
         # Under the lock: until here the number cannot be given to another process, so a signal that is sent under the
         # lock to a watched process reaches that process.
         with self._lock:
-            _, code = os.waitpid(pid, 0)
+            try:
+                _, code = os.waitpid(pid, 0)
+            except ChildProcessError:  # a program that could not be started: the C library took its status itself
+                return
             end = Exit(None, os.WTERMSIG(code)) if os.WIFSIGNALED(code) else Exit(os.WEXITSTATUS(code), None)
             callback = self._watched.pop(pid, None)
             if callback is None and self._starting:
