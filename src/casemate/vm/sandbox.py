@@ -32,9 +32,8 @@ from casemate.protocol.wire import LinkClosed, LinkError, LinkTimeout, RequestFa
 from casemate.sandbox import ProcessExit, ProcessStreams, Sandbox, Stream
 from casemate.vm import boots, files, guest, share
 from casemate.vm.console import Console
-from casemate.vm.hypervisor import base, probe
+from casemate.vm.hypervisor import base, drivers, probe
 from casemate.vm.hypervisor.launch import Process, exit_text
-from casemate.vm.hypervisor.qemu import QemuHypervisor
 
 AGENT_PORT = "casemate.agent.0"
 FLUSH_SECONDS = 10.0
@@ -55,6 +54,7 @@ class VmSandbox(Sandbox):
         container: the container; its lock is held by this process.
         on_exit: called once for every started process that ended, see :class:`casemate.sandbox.Sandbox`.
         progress: told what is being done.
+        hypervisor: the driver to use; the configured one when None.
     """
 
     def __init__(
@@ -63,12 +63,14 @@ class VmSandbox(Sandbox):
         container: Container,
         on_exit: Callable[[str | None, ProcessExit], None],
         progress: Callable[[str], None],
+        hypervisor: base.Hypervisor | None = None,
     ) -> None:
         self.config = config
         self.container = container
         self.spec = container.spec
         self.on_exit = on_exit
         self._progress = progress
+        self._hypervisor = hypervisor or drivers.driver(config)
         self.memory_mib = self.spec.memory_mib or config.memory
         self._lock = threading.Lock()
         self._closed = False
@@ -153,7 +155,7 @@ class VmSandbox(Sandbox):
             log=self.container.path / "vmm.log",
         )
         jail = base.Confinement(uid=uid, gid=uid, cgroup_procs=self._cgroup.procs_files(), netns_fd=netns)
-        self._vm = QemuHypervisor(config).create(spec, jail)
+        self._vm = self._hypervisor.create(spec, jail)
         self._vm.on_exit(self._machine_ended)
         try:
             self._vm.start()
