@@ -127,11 +127,3 @@ def _leave(procs: tuple[Path, ...]) -> None:
         with contextlib.suppress(OSError):
             if str(os.getpid()) in path.read_text().split():
                 (path.parent.parent.parent / "cgroup.procs").write_text(str(os.getpid()))
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a directory that a container wrote into: deeper than Python's recursion reaches, perhaps."""
-    import subprocess
-
-    if path.exists():
-        subprocess.run(["rm", "-rf", "--one-file-system", "--", str(path)], check=False, stderr=subprocess.DEVNULL)

@@ -188,7 +188,7 @@ class Container:
 
         The directory is renamed first, so that a removal cut short leaves nothing that looks like a container.
         """
-        from casemate.keeper import reap
+        from casemate.oci.trees import remove_tree
 
         with Store(self.config).locked():
             names = self.config.root / "names"
@@ -203,8 +203,9 @@ class Container:
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
                     raise
-        reap.remove_tree(self.path)
-        reap.remove_tree(doomed)
+        for path in (self.path, doomed):
+            with contextlib.suppress(OSError):
+                remove_tree(path)  # what is left after a failure is swept later
 
 
 class Store:
@@ -329,9 +330,10 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what a removal that was cut short has left."""
-        from casemate.keeper.reap import remove_tree
+        from casemate.oci.trees import remove_tree
 
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.path):
                 if name.startswith(".") and name.endswith(".removed"):
-                    remove_tree(self.path / name)
+                    with contextlib.suppress(OSError):
+                        remove_tree(self.path / name)
