@@ -11,6 +11,7 @@ from casemate.errors import CasemateError, ImageNotFound, NoSuchContainer, Usage
 if TYPE_CHECKING:
     from casemate.cli.parser import Parser
     from casemate.config import Config
+    from casemate.host.ports import PortMap
     from casemate.keeper.store import Container
     from casemate.oci.store import Image
 
@@ -71,10 +72,6 @@ def describe(container: Container) -> dict[str, Any]:
     """A container in the words of Docker's ``inspect``, and what only casemate has under ``Guest``."""
     spec, state = container.spec, container.state()
     process, linux = spec.oci["process"], spec.oci["linux"]
-    ports: dict[str, Any] = {}
-    for port in spec.ports:
-        entry = {"HostIp": port.host_ip, "HostPort": str(port.host_port)}
-        ports.setdefault(f"{port.container_port}/{port.protocol}", []).append(entry)
     mounts = [mount for mount in spec.oci["mounts"] if mount["type"] == "bind"]
     return {
         "Id": spec.id,
@@ -115,7 +112,7 @@ def describe(container: Container) -> dict[str, Any]:
             "PidsLimit": spec.pids,
             "NetworkMode": spec.network,
             "Dns": list(spec.dns),
-            "PortBindings": ports,
+            "PortBindings": _ports(spec.ports),
             "ReadonlyRootfs": spec.oci["root"]["readonly"],
             "CapEffective": process["capabilities"]["effective"],
             "Seccomp": "seccomp" in linux,
@@ -128,7 +125,7 @@ def describe(container: Container) -> dict[str, Any]:
             }
             for mount in mounts
         ],
-        "NetworkSettings": {"IPAddress": state.address or "", "Ports": ports},
+        "NetworkSettings": {"IPAddress": state.address or "", "Ports": _ports(state.ports)},
         "GraphDriver": {
             "Name": "overlay",
             "Data": {"LowerDir": ":".join(reversed(spec.layers)), "UpperDir": str(container.path / "upper")},
@@ -136,6 +133,14 @@ def describe(container: Container) -> dict[str, Any]:
         "LogPath": str(container.path / "log"),
         "Guest": state.guest,
     }  # fmt: skip
+
+
+def _ports(ports: tuple[PortMap, ...]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for port in ports:
+        entry = {"HostIp": port.host_ip, "HostPort": str(port.host_port)}
+        table.setdefault(f"{port.container_port}/{port.protocol}", []).append(entry)
+    return table
 
 
 def _access(mount: dict[str, Any]) -> str:

@@ -82,11 +82,7 @@ def _row(
         "RunningFor": f"{output.ago(now - spec.created)} ago",
         "State": state.status,
         "Status": common.state_words(state, now),
-        "Ports": ", ".join(
-            f"{port.host_ip}:{port.host_port}->{port.container_port}/{port.protocol}" for port in spec.ports
-        )
-        if state.status != "exited"
-        else "",
+        "Ports": ", ".join(map(str, state.ports)) if state.status != "exited" else "",
         "Names": spec.name,
         "Labels": ",".join(f"{name}={value}" for name, value in sorted(spec.labels.items())),
         "Networks": spec.network,

@@ -255,4 +255,4 @@ def _discard(container: Container) -> None:
         os.close(container.lock_fd)
         container.lock_fd = None
     with contextlib.suppress(CasemateError, OSError):
-        container.remove(force=True)
+        common.remove(container, True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from casemate.cli import common
 from casemate.cli import logs as logs_command
 from casemate.cli import stats as stats_command
 from casemate.cli.attach import Interrupted
@@ -127,7 +130,8 @@ def test_images_are_fetched_when_asked(world: World, options: list[str], pulls: 
     "options",
     [
         ["--memory", "64m"], ["--memory", "lots"], ["--cpus", "0"], ["-v", "name:/x"], ["-p", "x"],
-        ["--network", "host"], ["--network", "none", "-p", "80:80"], ["--cap-add", "NOPE"], ["--name", "-x"], ["-w", "rel"], ["--privileged"],
+        ["--network", "host"], ["--network", "none", "-p", "80:80"], ["--cap-add", "NOPE"], ["--name", "-x"],
+        ["-w", "rel"], ["--privileged"],
         ["--security-opt", "apparmor=x"], ["--security-opt", "seccomp=/nowhere"], ["--ulimit", "x"], ["--dns", "x"],
         ["--env-file", "/nowhere"], ["-e", "=x"], ["--hostname", "-"], ["--stop-signal", "NOPE"], ["--nope"],
         ["--pids-limit", "x"], ["--tmpfs", "x"], ["--tmpfs", "/a", "-v", "/tmp:/a"], ["-u", ":"], ["--shm-size", "x"],
@@ -281,6 +285,20 @@ def test_rm(world: World, capsys: Capture) -> None:
     assert main(["rm", "--all"]) == 0
     assert [container.name for container in world.store.list()] == ["up"]
     assert main(["rm"]) == 125
+
+
+def test_a_keeper_that_is_about_to_end_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = world.add("a", state=EXITED)
+    holder = os.open(container.path / "lock", os.O_RDWR)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    monkeypatch.setattr(common, "KEEPER_END_SECONDS", 0.1)
+    assert main(["rm", "a"]) == 1, "it holds on"
+    monkeypatch.setattr(common, "KEEPER_END_SECONDS", 30)
+    timer = threading.Timer(0.2, os.close, (holder,))
+    timer.start()
+    assert main(["rm", "a"]) == 0
+    timer.join()
+    assert world.store.list() == []
 
 
 # ---- looking
