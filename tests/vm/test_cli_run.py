@@ -175,7 +175,7 @@ def test_published_ports_and_names(cm: Casemate) -> None:
     with detached(cm, "web", "-p", "127.0.0.1::80", command=serve) as web:
         port = cm.inspect("web")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"]
         assert int(port) > 0
-        web.sh("until nc -z 127.0.0.1 80; do :; done")
+        web.sh("until wget -q -O /dev/null http://127.0.0.1/; do :; done")
         with socket.create_connection(("127.0.0.1", int(port)), 30) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
             answer = b"".join(iter(lambda: connection.recv(4096), b""))

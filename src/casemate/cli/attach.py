@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +27,34 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
+def _never() -> bool:
+    return False
+
+
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Within it, signals that would end the process raise :class:`Interrupted`, so that what was begun is undone."""
+def interruptible(running: Callable[[], bool] = _never) -> Iterator[list[int]]:
+    """Within it, signals that would end us raise :class:`Interrupted`, so that what was begun is undone.
+
+    Arguments:
+        running: whether the process that is being started runs by now, although we have not heard of it yet. It may
+            have told the person already, who means *it* then: such a signal is kept, and only a second one interrupts.
+
+    Yields:
+        The signals that were kept, for :func:`wait`.
+    """
+    kept: list[int] = []
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
+        if kept or not running():
+            raise Interrupted(signum)
+        kept.append(signum)
 
     before = {number: signal.getsignal(number) for number in FATAL}
     try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:  # nohup(1) means it
                 signal.signal(number, interrupt)
-        yield
+        yield kept
     finally:
         _restore(before)
 
@@ -95,13 +110,14 @@ def raw(descriptor: int) -> Iterator[None]:
             termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-def wait(session: Session, *, tty: bool, interactive: bool) -> int:
+def wait(session: Session, *, tty: bool, interactive: bool, kept: Sequence[int] = ()) -> int:
     """Serve a session until its process ends.
 
     Arguments:
         session: just started.
         tty: the process has a terminal; ours is made raw when ``interactive``, and its size is passed on.
         interactive: the process reads our standard input.
+        kept: signals that came before, from :func:`interruptible`.
 
     Returns:
         The process's exit status.
@@ -118,6 +134,8 @@ def wait(session: Session, *, tty: bool, interactive: bool) -> int:
             if handler is not signal.SIG_IGN:
                 signal.signal(number, lambda signum, frame: None)
         with raw(0) if tty and interactive else contextlib.nullcontext():
+            for signum in kept:
+                session.signal(signum)
             if tty:
                 _resize(session)  # it may have changed while the machine booted
             poll = select.poll()

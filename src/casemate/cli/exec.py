@@ -48,12 +48,12 @@ def run(config: Config, args: Any) -> int:
     )  # fmt: skip
     stdio = (None, None, None) if args.detach else attach.stdio(args.interactive)
     size = attach.terminal_size() if args.tty else None
-    with attach.interruptible(), Client(container) as client:
+    with attach.interruptible(lambda: not args.detach) as kept, Client(container) as client:
         session = client.exec(process, user, stdio, tty=args.tty, size=size)
     if args.detach:
         session.close()
         return 0
-    status = attach.wait(session, tty=args.tty, interactive=args.interactive)
+    status = attach.wait(session, tty=args.tty, interactive=args.interactive, kept=kept)
     if session.error:
         output.error(ContainerError(session.error))
     return status

@@ -84,7 +84,10 @@ def run(config: Config, args: Any) -> int:
         size = attach.terminal_size() if args.tty else None
         stdio = (None, None, None) if args.detach else attach.stdio(args.interactive)
         try:
-            with output.progress("starting the virtual machine"):
+            with (
+                attach.interruptible(lambda: not args.detach and _runs(container)) as kept,
+                output.progress("starting the virtual machine"),
+            ):
                 session = launch(config, container, stdio, size=size)
         except BaseException:
             _discard(container)
@@ -93,7 +96,7 @@ def run(config: Config, args: Any) -> int:
         session.close()
         print(container.id)
         return 0
-    status = attach.wait(session, tty=args.tty, interactive=args.interactive)
+    status = attach.wait(session, tty=args.tty, interactive=args.interactive, kept=kept)
     if session.error:
         output.error(ContainerError(session.error))
     return status
@@ -247,6 +250,13 @@ def _make_source(path: str) -> None:
         pass  # a file, a socket or a device: it can be mounted too
     except OSError as error:
         raise HostError(f"cannot make the directory {path} for -v: {error.strerror}") from None
+
+
+def _runs(container: Container) -> bool:
+    try:
+        return container.stored_state().status == "running"
+    except CasemateError:
+        return False
 
 
 def _discard(container: Container) -> None:

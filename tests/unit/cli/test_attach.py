@@ -85,6 +85,17 @@ def test_a_fatal_signal_interrupts_what_was_begun() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_for_what_runs_already_is_kept_for_it_and_a_second_one_interrupts() -> None:
+    with attach.interruptible(lambda: True) as kept:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert kept == [signal.SIGTERM]
+        with pytest.raises(attach.Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
+    session = FakeSession(0)
+    assert attach.wait(session, tty=False, interactive=False, kept=kept) == 0  # type: ignore[arg-type]
+    assert session.signals == [signal.SIGTERM]
+
+
 def test_the_terminal_is_raw_meanwhile_and_put_back(terminal: tuple[int, int]) -> None:
     before = settings(0)
 
