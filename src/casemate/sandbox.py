@@ -116,6 +116,10 @@ class Sandbox(ABC):
         """What kernel the sandbox has, and the like."""
 
     @abstractmethod
+    def refresh(self) -> None:
+        """Have the container see at once what was changed in its root filesystem from outside."""
+
+    @abstractmethod
     def flush(self) -> None:
         """Have everything written back that processes wrote; to be called before :meth:`close` when all went well."""
 

@@ -16,6 +16,8 @@ from casemate.agent.terminal import accept
 PORT_NAME = "casemate.agent.0"
 PORTS = "/sys/class/virtio-ports"
 SHARE_TAG = "casemate"
+VOLUMES_TAG = "casemate-volumes"
+"""A second file server, for what the host may change at any time; only there when the sandbox has volumes."""
 VSOCK_PORT = 1024
 AF_VSOCK, VMADDR_CID_ANY, VMADDR_CID_HOST = 40, 0xFFFFFFFF, 2
 NETLINK_KOBJECT_UEVENT = 15
@@ -46,12 +48,14 @@ def setup() -> None:
         mount(source, target, kind, flags, data)
     cgroup.enable()
     resource.setrlimit(resource.RLIMIT_NOFILE, NOFILE)
-    share = f"{BASE}/share"
-    os.makedirs(share)
-    try:
-        mount(SHARE_TAG, share, "virtiofs")
-    except OSError as error:  # a guest without shared files can still say so when a container is asked for
-        log(f"the shared files cannot be mounted: {error.strerror}")
+    for tag, name in ((SHARE_TAG, "share"), (VOLUMES_TAG, "volumes")):
+        target = f"{BASE}/{name}"
+        os.makedirs(target)
+        try:
+            mount(tag, target, "virtiofs")
+        except OSError as error:  # a guest without shared files can still say so when a container is asked for
+            if tag == SHARE_TAG:
+                log(f"the shared files cannot be mounted: {error.strerror}")
 
 
 def connect() -> int:

@@ -55,6 +55,7 @@ class Service:
             "process.resize": self._resize,
             "sandbox.info": lambda params: machine.info(),
             "sandbox.ping": lambda params: {},
+            "sandbox.refresh": self._refresh,
             "sandbox.shutdown": self._shutdown,
         }
 
@@ -177,6 +178,14 @@ class Service:
         with self._lock:
             if self._containers.get(identifier) is container:
                 del self._containers[identifier]
+        return {}
+
+    def _refresh(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Forget the names and attributes of files, because the host has changed some."""
+        try:
+            system.write_text("/proc/sys/vm/drop_caches", "2")
+        except OSError as error:
+            raise RequestFailed("failed", f"caches cannot be dropped: {error.strerror}") from None
         return {}
 
     def _shutdown(self, params: dict[str, Any]) -> Reply:

@@ -234,6 +234,10 @@ class Client:
         """What the sandbox is; see :meth:`casemate.sandbox.Sandbox.info`."""
         return self._request("info")
 
+    def refresh(self) -> None:
+        """Have the container see at once what was changed in its root filesystem from outside."""
+        self._request("refresh")
+
     def stop(self, timeout: float, signum: int) -> int:
         """Ask the container to end, and end it after ``timeout`` seconds.
 

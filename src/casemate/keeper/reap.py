@@ -111,7 +111,7 @@ def clean_host(container: Container) -> None:
         group.remove()
     network.teardown(container.id, container.config)
     uids.release(container.id, container.config)
-    share.remove(container.run_path / "share")
+    share.remove(container.run_path)
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(container.run_path):
             with contextlib.suppress(OSError):

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from casemate.errors import ContainerError
+from casemate.errors import CasemateError, ContainerError
 from casemate.host import mounts, namespaces, syscalls
+from casemate.keeper.client import Client
 from casemate.keeper.reap import keeper_pidfd
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def run_in(container: Container, function: Callable[[], int]) -> int:
         ContainerError: the root filesystem could not be entered.
     """
     keeper = keeper_pidfd(container)
+    running = keeper is not None
     reader, writer = os.pipe2(os.O_CLOEXEC)
     spec = container.spec
     pid = os.fork()
@@ -60,18 +62,21 @@ def run_in(container: Container, function: Callable[[], int]) -> int:
     with open(reader, "rb") as pipe:
         problem = pipe.read().decode(errors="replace")
     _, status = os.waitpid(pid, 0)
+    if running:
+        with contextlib.suppress(CasemateError):  # it ended meanwhile, or is paused and looks again soon by itself
+            Client(container).refresh()
     if problem:
         raise ContainerError(f"cannot enter the root filesystem of container {spec.name}: {problem}")
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 255
 
 
 def _enter(container: Container, keeper: int | None) -> None:
-    from casemate.vm.share import ROOT_NAME, mount_root, volumes
+    from casemate.vm.share import mount_root, root_path, volumes
 
     if keeper is not None:
         # The keeper's overlay: mounting the same layers twice at once would be undefined. setns(2) takes a pidfd.
         syscalls.setns(keeper, syscalls.CLONE_NEWNS)
-        root = container.run_path / "share" / ROOT_NAME
+        root = root_path(container)
         namespaces.unshare_mounts()
     else:
         namespaces.unshare_mounts()

@@ -345,6 +345,11 @@ class Keeper:
         self._must_run()
         return self.sandbox.stats()
 
+    def _op_refresh(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._must_run()
+        self.sandbox.refresh()
+        return {}
+
     def _op_info(self, request: dict[str, Any]) -> dict[str, Any]:
         return self.sandbox.info()
 

@@ -13,7 +13,9 @@ from casemate.vm.hypervisor.base import Confinement
 from casemate.vm.hypervisor.launch import Process, spawn
 
 TAG = "casemate"
-LOG_NAME = "files.log"
+VOLUMES_TAG = "casemate-volumes"
+ROOT_KEEP = 1
+"""Only the guest changes its root filesystem, but for ``casemate cp``, after which it is told to look again."""
 MAX_FILES = 262_144
 """Open files of one file server, where the host allows as many: it keeps one for every file that the guest knows."""
 CAPABILITIES = frozenset((0, 1, 3, 4, 6, 7, 8, 18, 21, 27, 31))
@@ -22,11 +24,13 @@ SETPCAP SYS_CHROOT SYS_ADMIN for virtiofsd to shut itself in, after which it dro
 
 
 def start(
-    config: Config, share: Path, run_path: Path, log: Path, procs: tuple[Path, ...]
+    config: Config, share: Path, keep: int, run_path: Path, log: Path, procs: tuple[Path, ...]
 ) -> tuple[Process, int]:
     """Start a file server for the tree ``share`` of this mount namespace.
 
     Arguments:
+        keep: seconds for which the guest may take names and attributes to be as they were: each look-up that it does
+            not have to ask for is ten times as fast. 0 where the host changes files too.
         run_path: where its socket may be for the moment that connecting takes.
         log: the file for its messages.
         procs: the control group to join.
@@ -51,7 +55,7 @@ def start(
             f"--fd={listener.fileno()}",
             "-f",
             "-o", f"source={share}",
-            "-o", "cache=auto,timeout=0,xattr,no_posix_lock,no_flock,sandbox=namespace,announce_submounts",
+            "-o", f"cache=auto,timeout={keep},xattr,no_posix_lock,no_flock,sandbox=namespace,announce_submounts",
             "-o", "log_level=err",
             "--rlimit-nofile=0",
             "--thread-pool-size=0",
@@ -73,9 +77,9 @@ def start(
 
 
 def last_words(path: Path) -> str:
-    """The last line that a file server wrote to its log, after a colon; empty when there is none."""
+    """The last line that a file server wrote to its log ``path``, after a colon; empty when there is none."""
     try:
-        lines = (path / LOG_NAME).read_bytes()[-2000:].decode(errors="replace").split("\n")
+        lines = path.read_bytes()[-2000:].decode(errors="replace").split("\n")
     except OSError:
         return ""
     said = [line.strip() for line in lines if line.strip()]

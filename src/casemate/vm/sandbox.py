@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from casemate import __version__, ids
@@ -77,7 +78,7 @@ class VmSandbox(Sandbox):
         self._gone = threading.Event()
         self._turn: boots.Turn | None = None
         self._cgroup: cgroups.Cgroup | None = None
-        self._files: Process | None = None
+        self._files: list[Process] = []
         self._net: network.SandboxNet | None = None
         self._proxy: PortProxy | None = None
         self._console: Console | None = None
@@ -119,13 +120,10 @@ class VmSandbox(Sandbox):
         self._progress("network")
         netns = self._make_network()
         self._progress("files")
-        tree = run_path / "share"
-        share.build(self.container, tree)
-        self._files, files_fd = files.start(
-            config, tree, run_path, self.container.path / files.LOG_NAME, self._cgroup.procs_files()
-        )
-        watcher = threading.Thread(target=self._watch_files, args=(self._files,), name="files", daemon=True)
-        watcher.start()
+        share.build(self.container)
+        shares = [self._serve_files(files.TAG, run_path / share.SHARE, files.ROOT_KEEP)]
+        if share.volumes(self.spec.oci):
+            shares.append(self._serve_files(files.VOLUMES_TAG, run_path / share.VOLUMES, 0))
         self._progress("turn")
         self._turn = boots.take(config, identifier, lambda: self._progress("waiting for a turn"), self._gone)
         self._progress("machine")
@@ -136,7 +134,7 @@ class VmSandbox(Sandbox):
             base.Block("casemate-root", bundle.root),
             base.SerialConsole(console_theirs.detach()),
             base.AgentPort(AGENT_PORT, agent_theirs.detach()),
-            base.SharedFs(files.TAG, files_fd),
+            *shares,
             base.Rng(),
             base.Balloon(),
         ]
@@ -174,6 +172,15 @@ class VmSandbox(Sandbox):
         os.close(netns)  # the VMM holds it now
         if self._proxy is not None and self.address:
             self._proxy.start(self.address)
+
+    def _serve_files(self, tag: str, tree: Path, keep: int) -> base.SharedFs:
+        """Start a file server, and watch over it; the device that shows its files to the guest."""
+        procs = self._cgroup.procs_files() if self._cgroup is not None else ()
+        log = self.container.path / f"{tag}.log"
+        server, fd = files.start(self.config, tree, keep, self.container.run_path, log, procs)
+        self._files.append(server)
+        threading.Thread(target=self._watch_files, args=(server, log), name="files", daemon=True).start()
+        return base.SharedFs(tag, fd, id=tag)
 
     def _make_network(self) -> int:
         """Make the sandbox's network namespace and what belongs to it; the namespace's descriptor."""
@@ -338,8 +345,8 @@ class VmSandbox(Sandbox):
         processes = {"keeper": os.getpid()}
         if self._vm is not None:
             processes["vmm"] = self._vm.pid
-        if self._files is not None:
-            processes["files"] = self._files.pid
+        for name, server in zip(("files", "volumes"), self._files, strict=False):
+            processes[name] = server.pid
         return {**self._guest, "address": self.address, "memory_mib": self.memory_mib, "processes": processes}
 
     # ---- ends
@@ -397,15 +404,19 @@ class VmSandbox(Sandbox):
         for key in sorted(left, key=lambda item: item is None):  # the container's own end comes last
             self._process_ended(key, ProcessExit(status, oom=oom, error=reason))
 
-    def _watch_files(self, server: Process) -> None:
+    def _watch_files(self, server: Process, log: Path) -> None:
         """A guest without its files is of no use, and would wait for them for ever."""
         code = server.wait()
         if not self._closed:
             how = "" if code is None else f" with {exit_text(code)}"
             with self._lock:
-                self._reason = self._reason or f"the file server died{how}{files.last_words(self.container.path)}"
+                self._reason = self._reason or f"the file server died{how}{files.last_words(log)}"
             if self._vm is not None:
                 self._vm.kill()
+
+    def refresh(self) -> None:
+        """Have the guest look at its files again. See :class:`casemate.sandbox.Sandbox`."""
+        self._call("sandbox.refresh", {})
 
     def flush(self) -> None:
         """Have the guest write everything back; what is mapped and dirty would be lost with the machine."""
@@ -428,6 +439,6 @@ class VmSandbox(Sandbox):
             self._vm.wait(10.0)
         if self._link is not None:
             self._link.close("the sandbox is closed")
-        if self._files is not None:
-            self._files.close()
-        share.unmount(self.container.run_path / "share")
+        for server in self._files:
+            server.close()
+        share.unmount(self.container.run_path)

@@ -1,13 +1,14 @@
-"""The directory that a sandbox's file server shows to its guest: root filesystem and volumes, one tree.
+"""The directories that a sandbox's file servers show to its guest: its root filesystem, and its volumes.
 
 ::
 
     share/rootfs   the container's root: image layers below, its writable layer above
-    share/vol/N    the N-th volume, a directory or a file
+    volumes/N      the N-th volume, a directory or a file
 
-It is put together in the keeper's own mount namespace and ends with it. The directories themselves are empty to
-everybody else, which is why they are removed with rmdir(2) and never by walking: a walk by a process that sees the
-mounts would delete what the volumes hold.
+There are two, because the guest may keep what it knows of the first and must ask about the second every time. They are
+put together in the keeper's own mount namespace and end with it. The directories themselves are empty to everybody
+else, which is why they are removed with rmdir(2) and never by walking: a walk by a process that sees the mounts would
+delete what the volumes hold.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from casemate.keeper.store import Container
 
 ROOT_NAME = "rootfs"
-VOLUMES_NAME = "vol"
-GUEST_PATH = "/run/casemate/share"
-"""Where the agent mounts the tree in the guest."""
+SHARE = "share"
+VOLUMES = "volumes"
+GUEST_PATH = "/run/casemate"
+"""Where the agent mounts the two in the guest, under the same names."""
 MAX_VOLUMES = 256
 
 
@@ -67,18 +69,18 @@ def mount_root(container: Container, target: Path) -> None:
     mounts.overlay(lower, container.path / "upper", container.path / "work", target)
 
 
-def build(container: Container, share: Path) -> None:
-    """Put a container's tree together below ``share``, in this process's mount namespace.
+def build(container: Container) -> None:
+    """Put a container's trees together in its run directory, in this process's mount namespace.
 
     Raises:
         HostError: a mount was refused.
         UsageError: a volume's source does not exist.
     """
-    root = share / ROOT_NAME
+    root = root_path(container)
     root.mkdir(parents=True, exist_ok=True)
     mount_root(container, root)
     for volume in volumes(container.spec.oci):
-        target = share / VOLUMES_NAME / str(volume.index)
+        target = container.run_path / VOLUMES / str(volume.index)
         target.parent.mkdir(exist_ok=True)
         if not volume.source.exists():
             raise UsageError(f"the volume source {volume.source} does not exist", "make it first")
@@ -89,19 +91,25 @@ def build(container: Container, share: Path) -> None:
         mounts.bind(volume.source, target, read_only=volume.read_only)
 
 
-def unmount(share: Path) -> None:
-    """Take down a tree in this process's mount namespace; what is still in use goes when its user does."""
-    for path in mounts.mounts_below(share):
+def root_path(container: Container) -> Path:
+    """Where the root filesystem of a running container is, in its keeper's mount namespace."""
+    return container.run_path / SHARE / ROOT_NAME
+
+
+def unmount(run_path: Path) -> None:
+    """Take down the trees in this process's mount namespace; what is still in use goes when its user does."""
+    for path in mounts.mounts_below(run_path):
         with contextlib.suppress(OSError, HostError):
             mounts.umount(path)
 
 
-def remove(share: Path) -> None:
-    """Remove the empty directories of a tree whose mounts are gone."""
+def remove(run_path: Path) -> None:
+    """Remove the empty directories of trees whose mounts are gone."""
     names: Sequence[str] = ()
     with contextlib.suppress(OSError):
-        names = os.listdir(share / VOLUMES_NAME)
-    for path in (*(share / VOLUMES_NAME / name for name in names), share / VOLUMES_NAME, share / ROOT_NAME, share):
+        names = os.listdir(run_path / VOLUMES)
+    volumes = [run_path / VOLUMES / name for name in names]
+    for path in (*volumes, run_path / VOLUMES, run_path / SHARE / ROOT_NAME, run_path / SHARE):
         with contextlib.suppress(OSError):
             try:
                 os.rmdir(path)
@@ -113,9 +121,9 @@ def guest_spec(container: Container) -> dict[str, Any]:
     """The container's OCI specification in the guest's paths."""
     oci = container.spec.oci
     places = iter(volumes(oci))
-    result = {**oci, "root": {**oci.get("root", {}), "path": f"{GUEST_PATH}/{ROOT_NAME}"}}
+    result = {**oci, "root": {**oci.get("root", {}), "path": f"{GUEST_PATH}/{SHARE}/{ROOT_NAME}"}}
     result["mounts"] = [dict(mount) for mount in oci.get("mounts", ())]
     for mount in result["mounts"]:
         if mount.get("type") == "bind":
-            mount["source"] = f"{GUEST_PATH}/{VOLUMES_NAME}/{next(places).index}"
+            mount["source"] = f"{GUEST_PATH}/{VOLUMES}/{next(places).index}"
     return result

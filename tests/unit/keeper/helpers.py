@@ -118,6 +118,9 @@ class FakeSandbox(Sandbox):
     def info(self) -> dict[str, Any]:
         return {"kernel": "6.1.0", "processes": {}}
 
+    def refresh(self) -> None:
+        self.calls.append(("refresh",))
+
     def flush(self) -> None:
         self.calls.append(("flush",))
 

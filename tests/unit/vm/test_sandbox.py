@@ -115,7 +115,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> NoFiles:
     monkeypatch.setattr(Cgroup, "create", lambda name, **bounds: Cgroup(name))
     monkeypatch.setattr(uids, "lease", lambda identifier, config: 70000)
     monkeypatch.setattr(network, "isolated", lambda: os.open("/dev/null", os.O_RDONLY))
-    monkeypatch.setattr(share, "build", lambda container, tree: None)
+    monkeypatch.setattr(share, "build", lambda container: None)
     monkeypatch.setattr(files, "start", lambda *arguments: (server, os.open("/dev/null", os.O_RDONLY)))
     return server
 
@@ -284,7 +284,7 @@ def test_volumes_have_guest_paths(tmp_path: Path, server: NoFiles) -> None:
     scene = Scene(tmp_path, oci={"process": {"args": ["true"]}, "mounts": mounts})
     spec = share.guest_spec(scene.container)
     sources = [mount["source"] for mount in spec["mounts"]]
-    assert sources == ["proc", "/run/casemate/share/vol/0", "/run/casemate/share/vol/1"]
+    assert sources == ["proc", "/run/casemate/volumes/0", "/run/casemate/volumes/1"]
     assert mounts[1]["source"] == "/srv/a"
     volumes = share.volumes(scene.container.spec.oci)
     assert [(volume.destination, volume.read_only) for volume in volumes] == [("/a", True), ("/b", False)]
