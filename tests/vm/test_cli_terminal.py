@@ -86,6 +86,7 @@ def test_a_terminal_for_exec_and_its_size(cm: Casemate, container: Container) ->
         os.kill(shell.process.pid, signal.SIGWINCH)  # the kernel tells a session of its own only
         shell.type("while [ \"$(stty size)\" != '40 120' ]; do :; done; echo resiz''ed\n")
         shell.until("resized")
+        shell.until("/ #")
         shell.type("\x04")
         assert shell.end() == 0
 
@@ -93,6 +94,9 @@ def test_a_terminal_for_exec_and_its_size(cm: Casemate, container: Container) ->
 def test_the_terminal_is_put_back_when_the_container_is_removed(cm: Casemate) -> None:
     with terminal(cm, "run", "-it", "--name", "pulled", "busybox", "sh") as shell:
         shell.until("/ #")
-        assert termios.tcgetattr(shell.theirs) != shell.before
+        deadline = time.monotonic() + 30
+        while termios.tcgetattr(shell.theirs) == shell.before:  # output may come before the client hears of the start
+            assert time.monotonic() < deadline, "the terminal never became raw"
+            time.sleep(0.01)
         cm("rm", "-f", "pulled", check=True)
         assert shell.end() != 0

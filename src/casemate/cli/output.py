@@ -143,10 +143,14 @@ class Steps:
     """Progress of work that tells its steps: one line that changes on a terminal, plain lines elsewhere.
 
     A context manager; call it with each step.
+
+    Arguments:
+        plain: whether to write lines where standard error is no terminal; else nothing is shown there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = True) -> None:
         self._live = is_terminal(sys.stderr)
+        self._plain = plain
         self._last = ""
 
     def __call__(self, text: str) -> None:
@@ -157,7 +161,7 @@ class Steps:
             if self._live:
                 width = _columns()
                 sys.stderr.write(f"\r\x1b[2K{printable(text)[: width - 1]}")
-            else:
+            elif self._plain:
                 sys.stderr.write(printable(text) + "\n")
             sys.stderr.flush()
 

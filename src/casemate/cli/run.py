@@ -208,7 +208,7 @@ def find_image(config: Config, reference: str, when: str) -> Image:
         except ImageNotFound as error:
             if when == "never":
                 raise ImageNotFound(error.message, "leave out --pull never, or fetch it with 'casemate pull'") from None
-    with output.Steps() as steps:
+    with output.Steps(plain=False) as steps:  # what a script reads of run's standard error is the command's
         return images.pull(reference, steps)
 
 

@@ -121,9 +121,12 @@ def test_a_used_name_is_refused(world: World, capsys: Capture) -> None:
         (["--pull", "sometimes", "busybox"], [], 125),
     ],
 )
-def test_images_are_fetched_when_asked(world: World, options: list[str], pulls: list[str], status: int) -> None:
+def test_images_are_fetched_when_asked(
+    world: World, capsys: Capture, options: list[str], pulls: list[str], status: int
+) -> None:
     assert main(["run", *options]) == status
     assert world.images.pulled == pulls
+    assert "fetching" not in capsys.readouterr().err, "progress is for terminals, and for 'pull'"
 
 
 @pytest.mark.parametrize(
