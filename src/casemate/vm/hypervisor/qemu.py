@@ -35,6 +35,7 @@ from casemate.vm.hypervisor.base import (
     VmStatus,
     device_fd,
 )
+from casemate.vm.hypervisor.counter import Counter
 from casemate.vm.hypervisor.qmp import QmpClient
 
 PACKAGE = "qemu-system-x86"
@@ -61,6 +62,7 @@ class QemuHypervisor(Hypervisor):
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._counter = Counter()
 
     def program(self) -> str:
         """QEMU's path.
@@ -109,7 +111,8 @@ class QemuHypervisor(Hypervisor):
             owned.append(kernel)
             initrd = _open_public(spec.initrd)
             owned.append(initrd)
-            return QemuVm(program, replace(spec, devices=tuple(devices)), arch, jail, kernel, initrd, owned)
+            whole = replace(spec, devices=tuple(devices))
+            return QemuVm(program, whole, arch, jail, kernel, initrd, owned, self._counter)
         except BaseException:
             _close_all(owned)
             raise
@@ -127,6 +130,7 @@ class QemuVm(Vm):
         kernel_fd: int,
         initrd_fd: int,
         owned: list[int],
+        counter: Counter,
     ) -> None:
         self._program = program
         self._spec = spec
@@ -135,6 +139,7 @@ class QemuVm(Vm):
         self._kernel_fd = kernel_fd
         self._initrd_fd = initrd_fd
         self._owned = owned
+        self._counter = counter
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._plug_lock = threading.Lock()
@@ -166,6 +171,7 @@ class QemuVm(Vm):
             initrd_fd=self._initrd_fd,
             qmp_fd=qmp_fd,
             firmware=has_firmware(self._arch),
+            counter_khz=self._counter.khz() if self._spec.accelerator is Accelerator.TCG else None,
         )
 
     def start(self, timeout: float = 30.0) -> None:

@@ -49,7 +49,7 @@ class Arch:
     Arguments:
         machine: the machine type, with what is switched off.
         console: the kernel's console.
-        tcg_arguments: kernel arguments under TCG.
+        tcg_arguments: kernel arguments under TCG, where the frequency of the host's counter (``{khz}``) is known.
         firmware: what starts the kernel: the fast one (used where QEMU's data directory has it), else QEMU's default.
         hotplug_bridge: the device that one hot-plugged device sits behind, or an empty string.
     """
@@ -76,9 +76,11 @@ ARCHES: Mapping[str, Arch] = {
             },
         ),
         console="ttyS0",
-        # All virtual processors' counters are the host's one: without this the kernel's watchdog distrusts them when
-        # the host is busy, and every look at the clock becomes a system call and a device access.
-        tcg_arguments=("tsc=reliable",),
+        # All virtual processors' counters are the host's one. Without the first the kernel's watchdog distrusts them
+        # when the host is busy, and every look at the clock becomes a system call and a device access. Without the
+        # second the kernel measures the frequency, which a busy host falsifies (see counter.py); so never the first
+        # without the second.
+        tcg_arguments=("tsc=reliable", "tsc_early_khz={khz}"),
         firmware="qboot.rom",
         hotplug_bridge="pcie-root-port",
     ),
@@ -219,11 +221,11 @@ def parts(device: Device, fdset: int = 0) -> Parts:
     raise HypervisorError(f"the QEMU driver cannot make {device!r}")
 
 
-def kernel_arguments(arch: Arch, spec: VmSpec) -> str:
+def kernel_arguments(arch: Arch, spec: VmSpec, counter_khz: int | None) -> str:
     """The kernel's command line: what the machine needs, then the spec's own arguments, which win."""
     own = [f"console={arch.console}", "panic=-1", "reboot=t"]
-    if spec.accelerator is Accelerator.TCG:
-        own += arch.tcg_arguments
+    if spec.accelerator is Accelerator.TCG and counter_khz is not None:
+        own += [word.format(khz=counter_khz) for word in arch.tcg_arguments]
     line = " ".join((*own, *spec.cmdline))
     if len(line) > 2047:
         raise HypervisorError("the kernel arguments are longer than the kernel's 2047 bytes")
@@ -239,6 +241,7 @@ def command_line(
     initrd_fd: int,
     qmp_fd: int,
     firmware: bool,
+    counter_khz: int | None = None,
 ) -> list[str]:
     """The whole command line. Every file and socket in it is a descriptor.
 
@@ -249,6 +252,7 @@ def command_line(
         kernel_fd, initrd_fd: open files.
         qmp_fd: the control socket.
         firmware: whether ``arch.firmware`` is there.
+        counter_khz: the frequency of the host's time-stamp counter, None where it is not known.
     """
     kvm = spec.accelerator is Accelerator.KVM
     machine, switches = arch.machine
@@ -278,7 +282,7 @@ def command_line(
         argv += ["-bios", arch.firmware]
     # Through /proc because QEMU opens these two itself, as a user who need not be able to reach the files' directory.
     argv += ["-kernel", f"/proc/self/fd/{kernel_fd}", "-initrd", f"/proc/self/fd/{initrd_fd}"]
-    argv += ["-append", kernel_arguments(arch, spec)]
+    argv += ["-append", kernel_arguments(arch, spec, counter_khz)]
     argv += _chardev("qmp", qmp_fd) + ["-mon", "chardev=qmp,mode=control"]
     if any(isinstance(device, AgentPort) for device in spec.devices):
         argv += ["-device", option("virtio-serial-pci", {"id": "ports", "max_ports": 4, "disable-legacy": "on"})]

@@ -43,8 +43,11 @@ def spec(*devices: Device, **changes: object) -> VmSpec:
     return VmSpec(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def line(made: VmSpec, *, firmware: bool = True) -> list[str]:
-    return qemu_args.command_line("/usr/bin/qemu", made, ARCH, kernel_fd=10, initrd_fd=11, qmp_fd=12, firmware=firmware)
+def line(made: VmSpec, *, firmware: bool = True, counter_khz: int | None = None) -> list[str]:
+    return qemu_args.command_line(
+        "/usr/bin/qemu", made, ARCH,
+        kernel_fd=10, initrd_fd=11, qmp_fd=12, firmware=firmware, counter_khz=counter_khz,
+    )  # fmt: skip
 
 
 def options(argv: list[str], name: str) -> list[str]:
@@ -147,10 +150,14 @@ def test_confinement_is_always_on() -> None:
     [(Accelerator.TCG, "tcg,thread=multi", "max,", True), (Accelerator.KVM, "kvm", "host", False)],
 )
 def test_accelerator(accelerator: Accelerator, accel: str, cpu: str, reliable: bool) -> None:
-    argv = line(spec(accelerator=accelerator))
+    argv = line(spec(accelerator=accelerator), counter_khz=2_100_000)
     assert options(argv, "-accel")[0].startswith(accel)
     assert options(argv, "-cpu")[0].startswith(cpu)
-    assert ("tsc=reliable" in options(argv, "-append")[0]) is reliable
+    assert ("tsc=reliable tsc_early_khz=2100000 " in options(argv, "-append")[0]) is reliable
+
+
+def test_a_counter_of_unknown_frequency_is_watched_by_the_kernel() -> None:
+    assert "tsc" not in options(line(spec(accelerator=Accelerator.TCG)), "-append")[0]
 
 
 def test_memory() -> None:
