@@ -23,3 +23,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
             if item.get_closest_marker("xdist_group") is None:
                 item.add_marker(pytest.mark.xdist_group(item.path.stem))
     return (yield)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a test after its argument, not after long or binary values of it.
+
+    Such values are often compressed or random, so that each worker would collect tests of other names, which xdist
+    refuses; and no one can read them. Pytest numbers names that are the same.
+    """
+    if isinstance(val, bytes) or (isinstance(val, str) and len(val) > 60):
+        return argname
+    return None

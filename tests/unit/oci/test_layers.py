@@ -335,6 +335,7 @@ DATA = tar(member("f", os.urandom(300_000)))
         b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstandard.compress(DATA),
         b"".join(gzip.compress(DATA[at : at + 64], 1) for at in range(0, len(DATA), 64)),
     ],
+    ids=lambda raw: f"{raw[:4].hex()}",
 )
 def test_compressions_are_known_by_their_magic(root: Path, raw: bytes) -> None:
     root.mkdir()
@@ -362,6 +363,10 @@ PACKED = gzip.compress(DATA)
         (b"BZh91AY&SY", {}, "bzip2"),
         (b"\xfd7zXZ\0", {}, "xz"),
         (b"", {}, "digest"),
+    ],
+    ids=[
+        "digest", "diff-id", "cut", "more-after", "damaged", "larger", "smaller", "zstd-type", "other-type", "more-inside",
+        "zstd-cut", "bzip2", "xz", "empty",
     ],
 )
 def test_damaged_or_false_layers_are_refused(root: Path, raw: bytes, fields: dict[str, str], word: str) -> None:
