@@ -15,7 +15,6 @@ import pytest
 
 from tests.vm.support import Casemate, Environment, control_groups, environment, leaks, links, mounts, processes, tables
 
-
 PROGRAMS = {"keeper": "casemate.keeper", "vmm": "qemu-system", "files": "virtiofsd"}
 
 

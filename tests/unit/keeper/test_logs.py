@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.keeper.helpers import make_config, make_spec
 
 from casemate.keeper import logs
 from casemate.keeper.model import ContainerState
 from casemate.keeper.store import Container, Store
+from tests.unit.keeper.helpers import make_config, make_spec
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import socket
 import threading
 from pathlib import Path
 
-from tests.unit.keeper.helpers import FakeStream
-
 from casemate.keeper.pump import Cancel, Sink, copy_in, copy_out
+from tests.unit.keeper.helpers import FakeStream
 
 
 def read_all(fd: int) -> bytes:
@@ -107,7 +106,8 @@ def test_copy_in_stops_when_the_process_takes_no_more() -> None:
 
 
 def test_copy_out() -> None:
-    stream, got = FakeStream(), []
+    stream = FakeStream()
+    got: list[bytes] = []
     for data in (b"a", b"b", b""):
         stream.out.put(data)
     copy_out(stream, got.append)

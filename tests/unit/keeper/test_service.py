@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.keeper.helpers import FakeSandbox, make_config, make_spec
 
 from casemate.errors import CommandNotFound, HostError, NotRunning, UsageError
 from casemate.keeper import client, logs, reap
 from casemate.keeper.control import Connection, raise_error
 from casemate.keeper.service import Keeper
 from casemate.keeper.store import Container, Store
+from tests.unit.keeper.helpers import FakeSandbox, make_config, make_spec
 
 
 class Running:

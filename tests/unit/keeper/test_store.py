@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.unit.keeper.helpers import make_config, make_spec
 
 from casemate import jsonfile
 from casemate.errors import NameInUse, NoSuchContainer, StateError, StillRunning
 from casemate.keeper import reap
 from casemate.keeper.model import ContainerSpec, ContainerState
 from casemate.keeper.store import Container, Store
+from tests.unit.keeper.helpers import make_config, make_spec
 
 
 @pytest.fixture(autouse=True)
