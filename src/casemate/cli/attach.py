@@ -59,6 +59,16 @@ def interruptible(running: Callable[[], bool] = _never) -> Iterator[list[int]]:
         _restore(before)
 
 
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Put off the signals that would end us until after it; for what takes no time and must not be done by halves."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FATAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what came meanwhile is handled before this returns
+
+
 def _restore(handlers: dict[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
         # None: the handler was not made by Python and cannot be put back.

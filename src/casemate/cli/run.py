@@ -76,21 +76,26 @@ def run(config: Config, args: Any) -> int:
         settings["stop_signal"] = settings["stop_signal"] or _image_stop_signal(image)
         settings["user"] = settings["user"] or image.config.user
         settings["labels"] = {**image.config.labels, **settings["labels"]}
-        with common.images(config).hold():  # nobody removes the image before the container is on record
-            image = common.images(config).resolve(image.id)
-            container = _create(store, image, args, wishes, settings)
         from casemate.keeper.client import launch
 
         size = attach.terminal_size() if args.tty else None
         stdio = (None, None, None) if args.detach else attach.stdio(args.interactive)
+        with contextlib.ExitStack() as blocked:
+            # A signal half-way through would leave a container that nobody knows of, so it waits for the try below.
+            blocked.enter_context(attach.blocked())
+            with common.images(config).hold():  # nobody removes the image before the container is on record
+                image = common.images(config).resolve(image.id)
+                container = _create(store, image, args, wishes, settings)
+            held = blocked.pop_all()
         try:
+            held.close()
             with (
                 attach.interruptible(lambda: not args.detach and _runs(container)) as kept,
                 output.progress("starting the virtual machine"),
             ):
                 session = launch(config, container, stdio, size=size)
-        except BaseException:
-            _discard(container)
+        except BaseException as error:
+            _discard(container, error)
             raise
     if args.detach:
         session.close()
@@ -253,14 +258,22 @@ def _make_source(path: str) -> None:
 
 
 def _runs(container: Container) -> bool:
-    try:
-        return container.stored_state().status == "running"
-    except CasemateError:
-        return False
+    """Whether the command runs, although the keeper may not have written that down yet: output is logged first."""
+    with contextlib.suppress(CasemateError, OSError):
+        return container.stored_state().status == "running" or (container.path / "log").stat().st_size > 0
+    return False
 
 
-def _discard(container: Container) -> None:
-    """Leave nothing of a container that did not start; why it did not is what the person has to hear."""
+def _discard(container: Container, error: BaseException) -> None:
+    """Leave nothing of a container that did not start; why it did not is what the person has to hear.
+
+    Arguments:
+        error: what happened. A signal may have come anywhere, and the frames it went through then still hold our end
+            of the keeper's connection, at whose end the keeper gives up: they are cleared.
+    """
+    import traceback
+
+    traceback.clear_frames(error.__traceback__)
     if container.lock_fd is not None:
         os.close(container.lock_fd)
         container.lock_fd = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from casemate.cli import stats as stats_command
 from casemate.cli.attach import Interrupted
 from casemate.cli.main import main
 from casemate.errors import CommandNotExecutable, CommandNotFound, HypervisorError, NotRunning
-from casemate.keeper.store import ContainerState
+from casemate.keeper.store import Container, ContainerSpec, ContainerState, Store
 from casemate.oci.imageconfig import ImageConfig
 from tests.unit.cli.fakes import IMAGE_ID, FakeClient, FakeSession, World
 
@@ -101,6 +102,22 @@ def test_a_container_that_does_not_start_leaves_nothing(world: World, error: Bas
     assert world.store.list() == []
     world.keeper.launch_error = None
     assert main(["run", "--name", "n", "busybox"]) == 0, "the name is free again"
+
+
+def test_a_signal_in_the_middle_of_making_a_container_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Store.create
+
+    def interrupted(store: Store, spec: ContainerSpec) -> Container:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return create(store, spec)
+
+    monkeypatch.setattr(Store, "create", interrupted)
+    assert main(["run", "busybox"]) == 143
+    assert world.store.list() == [] and not world.keeper.launched
+    monkeypatch.undo()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT} == set()
 
 
 def test_a_used_name_is_refused(world: World, capsys: Capture) -> None:
