@@ -25,6 +25,9 @@ BASE = "/run/casemate"
 RESERVE = 16 << 20
 """Bytes of the guest's free memory that a container does not get, so that it is the container that runs out."""
 LEAST = 8 << 20
+RESERVE_PIDS = 1024
+"""How many of the guest's processes and threads a container cannot have, so that the agent can always start one; at
+most a quarter of what there can be."""
 MAX_FILES = 64
 MAX_EXECS = 256
 EXECS_END = 5.0
@@ -68,6 +71,7 @@ class Container:
         """Set when nothing of the container is left."""
         self._places = places
         self._directory = f"{places.base}/containers/{identifier}"
+        self._files_directory = f"{places.base}/files/{identifier}"
         self._reaper = reaper
         self._link = link
         self._crun = Crun(list(places.crun), reaper)
@@ -94,7 +98,7 @@ class Container:
             terminal = _terminal(get_dict(spec, "process"))
             size = _size(params)
             _set_console_size(spec["process"], size)
-            os.makedirs(f"{self._directory}/files", mode=0o700)
+            os.makedirs(self._directory, mode=0o700)
             self._complete(spec, params)
             self._write_json("config.json", spec)
             self._init.launch(
@@ -140,10 +144,16 @@ class Container:
         if params.get("memory") is not None:
             limit = min(limit, get_int(params, "memory", LEAST, 1 << 62))
         resources["memory"] = {"limit": max(limit, LEAST)}
+        pids = resources.setdefault("pids", {})
+        if not isinstance(pids, dict):
+            raise bad("linux.resources.pids must be an object")
+        asked = get_int(pids, "limit", -(1 << 62), 1 << 62) if "limit" in pids else 0
+        pids["limit"] = min(asked, _spare_pids()) if asked > 0 else _spare_pids()  # zero and below: no limit
 
     def _files(self, params: dict[str, Any], covered: list[str]) -> list[dict[str, Any]]:
         """Write the files that the host sends and say how to mount them; a mount of the person's own goes first."""
         mounts = []
+        os.makedirs(self._files_directory, mode=0o700, exist_ok=True)
         for number, entry in enumerate(get_list(params, "files", MAX_FILES)):
             if not isinstance(entry, dict):
                 raise bad("a file must be an object")
@@ -151,7 +161,7 @@ class Container:
             mode = get_int(entry, "mode", 0, 0o7777)
             if not path.startswith("/") or ".." in path.split("/"):
                 raise bad(f"the path {path[:100]} of a file must be absolute and plain")
-            source = f"{self._directory}/files/{number}"
+            source = f"{self._files_directory}/{number}"
             system.write_text(source, content, mode, create=True)
             if path not in covered:
                 options = ["bind", "rprivate", "rw"]
@@ -320,17 +330,15 @@ class Container:
             if "does not exist" not in str(error) and "No such file" not in str(error):
                 system.log(f"container {self.identifier}: {error}")
         _remove_tree(self._directory)
+        _remove_tree(self._files_directory)
         self.ended.set()
 
 
 def _remove_tree(directory: str) -> None:
-    """Remove a directory of ours: plain files, one level of directories."""
+    """Remove a directory of ours, which has plain files only."""
     try:
         for entry in os.scandir(directory):
-            if entry.is_dir(follow_symlinks=False):
-                _remove_tree(entry.path)
-            else:
-                os.unlink(entry.path)
+            os.unlink(entry.path)
         os.rmdir(directory)
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
@@ -384,3 +392,9 @@ def _spare_memory() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024 - RESERVE
     return LEAST
+
+
+def _spare_pids() -> int:
+    words = [system.read_text(f"/proc/sys/kernel/{name}").strip() for name in ("threads-max", "pid_max")]
+    most = min((int(word) for word in words if word.isdigit()), default=RESERVE_PIDS)
+    return most - min(RESERVE_PIDS, most // 4)

@@ -31,6 +31,8 @@ MOUNTS = (
     ("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"),
     ("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),
     ("mqueue", "/dev/mqueue", "mqueue", _STRICT, ""),
+    # Containers write into these files (/etc/hosts and the like): they must not fill what the agent needs.
+    ("files", f"{BASE}/files", "tmpfs", MS_NOSUID | MS_NODEV, "mode=700,size=8m,nr_inodes=8192"),
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", _STRICT, "nsdelegate,memory_recursiveprot"),
 )
 """source, target, type, flags, data; /proc, /sys and /dev are there already, and the root is read-only."""
@@ -43,7 +45,7 @@ def setup() -> None:
         OSError: something that containers need was refused.
     """
     for source, target, kind, flags, data in MOUNTS:
-        if target.startswith("/dev/"):
+        if target.startswith(("/dev/", BASE)):
             os.makedirs(target, exist_ok=True)
         mount(source, target, kind, flags, data)
     cgroup.enable()

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_FILE = 4 * 1024 * 1024
+MAX_FILE = 1024 * 1024
 MAX_GROUPS = 1024
 MAX_ID = (1 << 31) - 1
 
@@ -97,32 +97,34 @@ def _groups(root: int) -> Iterator[tuple[str, int, list[str]]]:
 
 
 def _id(word: str) -> int:
-    value = int(word)
-    if not 0 <= value <= MAX_ID:
-        raise ValueError(word)
-    return value
+    if not (word.isascii() and word.isdigit() and len(word) <= 10 and int(word) <= MAX_ID):
+        raise ValueError(word)  # int() alone would take "1_0" and digits of other scripts
+    return int(word)
 
 
 def _lines(root: int, path: str, fields: int) -> Iterator[list[str]]:
     """Lines of a file of the container that have the right number of fields; the file is hostile."""
-    for line in _read(root, path).split("\n"):
-        parts = line.split(":")
-        if len(parts) >= fields and not line.startswith("#"):
-            yield parts
+    data, start = _read(root, path), 0
+    while start < len(data):  # one line at a time: all at once would take many times the file's size of memory
+        end = data.find(b"\n", start)
+        line = data[start : end if end >= 0 else len(data)]
+        start += len(line) + 1
+        if line.count(b":") >= fields - 1 and not line.startswith(b"#"):
+            yield line.decode("utf-8", "replace").split(":")
 
 
-def _read(root: int, path: str) -> str:
+def _read(root: int, path: str) -> bytes:
     try:
         fd = open_regular(root, path)
     except OSError:
-        return ""
+        return b""
     try:
         parts, size = [], 0
         while size < MAX_FILE and (part := os.read(fd, min(65536, MAX_FILE - size))):
             parts.append(part)
             size += len(part)
-        return b"".join(parts).decode("utf-8", "replace")
+        return b"".join(parts)
     except OSError:
-        return ""
+        return b""
     finally:
         os.close(fd)

@@ -184,11 +184,21 @@ def test_what_the_runtime_is_told(box: Box) -> None:
     assert "HOME=/srv" in config["process"]["env"]
     assert config["linux"]["cgroupsPath"] == "/casemate/c"
     assert config["linux"]["resources"]["memory"] == {"limit": 64 << 20}
+    assert 0 < config["linux"]["resources"]["pids"]["limit"] < int(Path("/proc/sys/kernel/threads-max").read_text())
     mount = config["mounts"][-1]
     assert mount["destination"] == "/etc/hosts"
     assert Path(mount["source"]).read_text() == "127.0.0.1 ä\n"
     assert os.stat(mount["source"]).st_mode & 0o777 == 0o644
     assert [m["destination"] for m in config["mounts"]] == ["/proc", "/etc/hosts"]  # a mount of the person's own wins
+
+
+@pytest.mark.parametrize(("asked", "given"), [(50, 50), (1 << 40, 0), (0, 0), (-1, 0)])
+def test_a_container_leaves_processes_to_the_agent(box: Box, asked: int, given: int) -> None:
+    spec = box.spec("sleep", "30")
+    spec["linux"]["resources"] = {"pids": {"limit": asked}}
+    box.start("c", spec=spec)
+    limit = json.loads((box.cgroups / "casemate/c/config.json").read_text())["linux"]["resources"]["pids"]["limit"]
+    assert limit == given or (not given and 50 < limit < int(Path("/proc/sys/kernel/pid_max").read_text()))
 
 
 def test_bad_specs(box: Box) -> None:
@@ -197,7 +207,8 @@ def test_bad_specs(box: Box) -> None:
         {"process": None}, {"process": {"args": []}}, {"process": {"args": ["a\0b"]}}, {"process": {"args": "true"}},
         {"process": {"args": ["true"], "env": [1]}}, {"root": {"path": "/"}}, {"root": {"path": f"{box.share}/../x"}},
         {"root": {"path": f"{box.share}/missing"}}, {"root": {}}, {"mounts": {}}, {"linux": []},
-        {"linux": {"resources": 3}}, {"process": {"args": ["true"], "user": {"uid": -1}}},
+        {"linux": {"resources": 3}}, {"linux": {"resources": {"pids": 3}}},
+        {"linux": {"resources": {"pids": {"limit": "many"}}}}, {"process": {"args": ["true"], "user": {"uid": -1}}},
     ]  # fmt: skip
     for change in changes:
         with pytest.raises(RequestFailed) as caught:

@@ -20,6 +20,7 @@ def root(tmp_path: Path) -> Iterator[int]:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/passwd").write_text(
         "# a comment:x:5:5::/:\nbroken\nroot:x:0:0:root:/root:/bin/sh\nbad:x:abc:0::/:\nhuge:x:99999999999:0::/:\n"
+        "bad:x:1_0:0::/:\nbad:x:٣:0::/:\nbad:x:-1:0::/:\n"
         "web:x:33:34:w:/srv/web:/bin/sh\n1234:x:50:51::/num:\n"
     )
     (tmp_path / "etc/group").write_text("root:x:0:root\nwww:x:34:\nstaff:x:60:web,other\nlog:x:61:web\nbad:x:q:web\n")
