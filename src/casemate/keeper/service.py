@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from casemate.errors import CasemateError, ContainerError, NotRunning, UsageError
+from casemate.errors import CasemateError, ContainerError, HostError, NotRunning, UsageError
 from casemate.keeper import reap
 from casemate.keeper.control import SOCKET_NAME, Connection, ControlClosed, close_all, error_message
 from casemate.keeper.logs import LogWriter
@@ -21,6 +21,10 @@ from casemate.keeper.store import Container
 from casemate.sandbox import ProcessExit, Sandbox
 
 MAX_CLIENTS = 256
+DRAIN_SECONDS = 1.0
+"""How long readers have for the last output of a container that was ended by force."""
+LINGER_SECONDS = 5.0
+"""How long the keeper stays for answers that are still to be sent."""
 
 Wall = Callable[[Container, Callable[[str | None, ProcessExit], None], Callable[[str], None]], Sandbox]
 
@@ -38,19 +42,22 @@ class Keeper:
         self.spec = container.spec
         self.state = replace(container.stored_state(), pid=os.getpid())
         self.sandbox = wall(container, self._process_exited, self._progress)
+        self.sandbox.on_oom = self._out_of_memory
         self._lock = threading.Lock()
+        self._answered = threading.Condition(self._lock)
+        self._state_lock = threading.RLock()  # of the state and its file
+        self._oom = False
         self._processes: dict[str | None, Process] = {}
         self._early: dict[str | None, ProcessExit] = {}
-        self._sessions: list[Connection] = []
         self._clients = 0
+        self._owed = 0
         self._next_exec = 0
         self._end: ProcessExit | None = None
         self._ended = threading.Event()
         self._gone = threading.Event()
-        self._aborted = ""
+        self._aborted: ProcessExit | None = None
         self._log = LogWriter(container.path / "log", container.config.log_size << 20)
         self._listener: socket.socket | None = None
-        self._first: Connection | None = None
 
     # ---- life
 
@@ -60,7 +67,7 @@ class Keeper:
         Arguments:
             first: the connection of whoever started the keeper; it asks for the container to run.
         """
-        self._first = first
+        recorded = self._save()  # whoever wants to end the keeper finds its pid there
         try:
             request, fds = first.receive()
         except ControlClosed:
@@ -68,77 +75,123 @@ class Keeper:
             return
         stdio = dict(zip(request.get("fds", ()), fds, strict=True))
         size = _size(request)
-        self._save()
         try:
+            if not recorded:
+                raise HostError(f"cannot write to {self.container.path}", "free some space")
             self._listen()
             threading.Thread(target=self._first_client, args=(first,), name="first", daemon=True).start()
             self.sandbox.boot()
             streams = self.sandbox.start("stdin" in stdio, size)
         except Exception as error:  # whatever went wrong, the one who waits has to be told
             close_all(list(stdio.values()))
-            problem = ContainerError(self._aborted) if self._aborted else error
-            message = error_message(problem)
-            status = getattr(problem, "exit_status", 125)
-            self._finish(ProcessExit(status, error=str(message["error"]["message"])))
+            aborted = self._aborted
+            message = error_message(ContainerError(aborted.error) if aborted else error)
+            status = getattr(error, "exit_status", 125)
+            self._finish(aborted or ProcessExit(status, error=str(message["error"]["message"])))
             with contextlib.suppress(ControlClosed):
                 first.send(message)
+            self._linger()
             if not isinstance(error, CasemateError):
                 raise
             return
         self._adopt(None, streams, stdio, self._log, self._container_exited)
-        self.state = replace(
-            self.state,
+        self._update(
             status="running",
             started=time.time(),
             address=self.sandbox.address,
             ports=self.sandbox.ports,
             guest={key: value for key, value in self.sandbox.info().items() if key != "processes"},
         )
-        self._save()
         with contextlib.suppress(ControlClosed):
             first.send({"started": os.getpid()})
         self._ended.wait()
         self._finish(self._end or ProcessExit(255))
-        self._answer(first)
+        with contextlib.suppress(ControlClosed):
+            first.send({"exited": self.state.exit_code, "reason": self.state.error})
+        self._linger()
+
+    def _linger(self) -> None:
+        """Wait until everybody is answered: the other threads end with the process."""
+        with self._answered:
+            self._answered.wait_for(lambda: not self._owed and not self._processes.keys() - {None}, LINGER_SECONDS)
 
     def _progress(self, what: str) -> None:
         if self._aborted:
-            raise ContainerError(self._aborted)
+            raise ContainerError(self._aborted.error)
 
     def abort(self, reason: str, status: int = 255) -> None:
         """End the container now, in whatever state it is."""
+        end = ProcessExit(status, error=reason)
         with self._lock:
-            self._aborted = self._aborted or reason
-        self._process_exited(None, ProcessExit(status, error=reason))
+            self._aborted = self._aborted or end
+        self._process_exited(None, end)
         self.sandbox.close()
+        with self._lock:
+            processes = list(self._processes.values())
+        if processes and not self._ended.wait(DRAIN_SECONDS):
+            for process in processes:
+                process.detach()  # somebody does not read what he asked for, and would keep the container for ever
 
     def _finish(self, end: ProcessExit) -> None:
-        """Give everything back, then write down how it ended: who reads ``exited`` finds nothing left."""
+        """Give everything back, then write down how it ended: who reads ``exited`` finds nothing left.
+
+        What cannot be given back is told, and keeps the container on record, because its id is what leads there.
+        """
         if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes who accepts
             self._listener.close()
         if self.state.status == "running" and (end.oom or not end.error):
             self.sandbox.flush()
-        self.sandbox.close()
+        problem = self._attempt(self.sandbox.close)
         self._log.close()
-        reap.clean_host(self.container)
-        self.state = replace(
-            self.state,
-            status="exited",
-            pid=None,
-            exit_code=end.status,
-            oom_killed=end.oom,
-            error=end.error,
-            finished=time.time(),
-        )
-        if self.spec.remove:
-            self.container.delete_files()
-        else:
-            self._save()
+        problem = self._attempt(lambda: reap.clean_host(self.container)) or problem
+        error = "; ".join(filter(None, (end.error, problem and reap.leftovers(problem))))
+        with self._state_lock:
+            self.state = replace(
+                self.state,
+                status="exited",
+                pid=None,
+                exit_code=end.status,
+                oom_killed=end.oom or self._oom,
+                error=error,
+                finished=time.time(),
+            )
+            if not self.spec.remove or problem or self._attempt(self.container.delete_files):
+                self._save()
         self._gone.set()
 
-    def _save(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk must not end a container; the lock still tells who is alive
-            self.container.write_state(self.state)
+    @staticmethod
+    def _attempt(step: Callable[[], None]) -> str:
+        """Do ``step``; what went wrong, or an empty string."""
+        try:
+            step()
+        except (CasemateError, OSError) as error:
+            return str(error)
+        return ""
+
+    def _update(self, **changes: Any) -> None:
+        """Change the state, unless the last word has been written."""
+        with self._state_lock:
+            if self.state.status != "exited":
+                self.state = replace(self.state, **changes)
+                self._save()
+
+    def _save(self) -> bool:
+        """Write the state; False where it cannot be. A full disk must not end a container: the lock tells who lives."""
+        with self._state_lock:  # so that what is read is written before anything newer is
+            try:
+                self.container.write_state(replace(self.state, oom_killed=self.state.oom_killed or self._oom))
+            except OSError:
+                return False
+        return True
+
+    def _out_of_memory(self) -> None:
+        """Something was killed; the container may well go on without it."""
+        if not self._oom:
+            self._oom = True
+            if self.state.status in ("running", "paused"):
+                self._save()
 
     # ---- processes
 
@@ -185,19 +238,25 @@ class Keeper:
             try:
                 sock, _ = listener.accept()
             except OSError:
-                return
+                if listener.fileno() < 0:
+                    return
+                self._gone.wait(0.1)  # out of descriptors or memory for the moment: there is no event for that
+                continue
             with self._lock:
                 self._clients += 1
                 crowded = self._clients > MAX_CLIENTS
-            if crowded:
+            try:
+                if crowded:
+                    raise RuntimeError("too many clients")
+                threading.Thread(target=self._client, args=(Connection(sock),), name="client", daemon=True).start()
+            except RuntimeError:  # or there can be no more threads
                 sock.close()
                 with self._lock:
                     self._clients -= 1
-                continue
-            threading.Thread(target=self._client, args=(Connection(sock),), name="client", daemon=True).start()
 
     def _client(self, connection: Connection) -> None:
         fds: list[int] = []
+        owed = 0
         try:
             request, fds = connection.receive()
             op = str(request.get("op"))
@@ -205,6 +264,9 @@ class Keeper:
                 fds, taken = [], fds
                 self._exec(connection, request, taken)
                 return
+            with self._lock:
+                self._owed += 1
+                owed = 1
             method = getattr(self, f"_op_{op}", None)
             if method is None:
                 raise UsageError(f"the keeper knows no request {op!r}", "is it of another version?")
@@ -217,8 +279,10 @@ class Keeper:
         finally:
             close_all(fds)
             connection.close()
-            with self._lock:
+            with self._answered:
                 self._clients -= 1
+                self._owed -= owed
+                self._answered.notify_all()
 
     def _first_client(self, connection: Connection) -> None:
         """Serve the connection that the container was started on, until its end."""
@@ -259,20 +323,18 @@ class Keeper:
         except BaseException:
             close_all(list(stdio.values()))
             raise
-        done = threading.Event()
-        result: list[ProcessExit] = []
 
         def ended(end: ProcessExit) -> None:
-            result.append(end)
-            with self._lock:
-                self._processes.pop(key, None)
             with contextlib.suppress(ControlClosed):
                 connection.send({"exited": end.status, "reason": end.error})
-            done.set()
+            with self._answered:
+                self._processes.pop(key, None)
+                self._answered.notify_all()
 
+        with contextlib.suppress(ControlClosed):  # first, so that "exited" comes after it; who is gone is met below
+            connection.send({"started": True})
         process = self._adopt(key, streams, stdio, None, ended)
         try:
-            connection.send({"started": True})
             while True:
                 message, more = connection.receive()
                 close_all(more)
@@ -303,10 +365,18 @@ class Keeper:
         if self.state.status == "paused":
             self.abort("", 128 + signal.SIGKILL)
             return
-        with contextlib.suppress(CasemateError):
-            self.sandbox.signal(None, signal.SIGKILL)
+        self._send(signal.SIGKILL)
         if not self._ended.wait(self.container.config.stop_timeout):
             self.abort("the guest did not end it, so the whole sandbox was killed", 128 + signal.SIGKILL)
+
+    def _send(self, signum: int) -> None:
+        """Send the container a signal, without waiting for a guest that may not answer."""
+
+        def send() -> None:
+            with contextlib.suppress(CasemateError):
+                self.sandbox.signal(None, signum)
+
+        threading.Thread(target=send, name="signal", daemon=True).start()
 
     def _op_stop(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.state.status == "creating":
@@ -314,8 +384,7 @@ class Keeper:
         elif self.state.status == "paused":
             self._kill()
         else:
-            with contextlib.suppress(CasemateError):
-                self.sandbox.signal(None, int(request["signum"]))
+            self._send(int(request["signum"]))
             if not self._ended.wait(max(0.0, float(request["timeout"]))):
                 self._kill()
         return self._op_wait(request)
@@ -327,19 +396,15 @@ class Keeper:
     def _op_pause(self, request: dict[str, Any]) -> dict[str, Any]:
         self._must_run()
         self.sandbox.pause()
-        self._status("paused")
+        self._update(status="paused")
         return {}
 
     def _op_resume(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.state.status != "paused":
             raise NotRunning(f"container {self.spec.name} is not paused")
         self.sandbox.resume()
-        self._status("running")
+        self._update(status="running")
         return {}
-
-    def _status(self, status: str) -> None:
-        self.state = replace(self.state, status=status)
-        self._save()
 
     def _op_stats(self, request: dict[str, Any]) -> dict[str, Any]:
         self._must_run()
@@ -352,10 +417,6 @@ class Keeper:
 
     def _op_info(self, request: dict[str, Any]) -> dict[str, Any]:
         return self.sandbox.info()
-
-    def _answer(self, connection: Connection) -> None:
-        with contextlib.suppress(ControlClosed):
-            connection.send({"exited": self.state.exit_code, "reason": self.state.error})
 
 
 def _size(request: dict[str, Any]) -> tuple[int, int] | None:

@@ -97,7 +97,7 @@ class Container:
             if locked:
                 from casemate.keeper.reap import reap
 
-                reap(self)
+                return reap(self)
         return self.stored_state()
 
     def write_state(self, state: ContainerState) -> None:
