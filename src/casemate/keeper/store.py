@@ -17,6 +17,8 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,10 @@ from casemate.errors import HostError, NameInUse, NoSuchContainer, StateError, S
 from casemate.keeper.model import ContainerSpec, ContainerState
 
 __all__ = ["Container", "ContainerSpec", "ContainerState", "Store"]
+
+
+REMOVE_SECONDS = 20.0
+"""How long a removal waits for whoever has the container."""
 
 
 class Container:
@@ -109,25 +115,30 @@ class Container:
         jsonfile.write(self.path / "state.json", state.to_json())
 
     @contextlib.contextmanager
-    def try_lock(self) -> Iterator[bool]:
-        """Hold the lock for a while if nobody has it; gives whether it does."""
+    def try_lock(self, timeout: float = 0.0) -> Iterator[bool]:
+        """Hold the lock for a while; gives whether it does, which is not so when the container is gone.
+
+        Arguments:
+            timeout: how many seconds to wait for who has it.
+        """
         try:
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             yield False
             return
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            locked = timeout > 0 and _wait_for_lock(descriptor, timeout)
+        try:
+            yield locked
         finally:
-            os.close(descriptor)
+            if locked or timeout <= 0:
+                os.close(descriptor)
 
     def wait_gone(self, timeout: float) -> bool:
-        """Wait until no keeper has this container.
+        """Wait until no process has this container any more.
 
         Arguments:
             timeout: seconds.
@@ -135,19 +146,7 @@ class Container:
         Returns:
             Whether it is so.
         """
-        from casemate.keeper.reap import keeper_pidfd
-
-        descriptor = keeper_pidfd(self)
-        if descriptor is not None:
-            import select
-
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            try:
-                poll.poll(timeout * 1000)
-            finally:
-                os.close(descriptor)
-        with self.try_lock() as locked:
+        with self.try_lock(timeout) as locked:
             return locked or not self.path.exists()
 
     def remove(self, force: bool = False) -> None:
@@ -168,20 +167,19 @@ class Container:
             status = "damaged"
         if status not in ("exited", "damaged") and not force:
             raise StillRunning(f"container {self.name} is {status}", "stop it first, or remove it with -f")
-        if status not in ("exited", "damaged") or self.lock_held():
+        deadline = time.monotonic() + REMOVE_SECONDS
+        while True:
+            # More than once: a keeper that has just been started has not said yet which process it is.
             reap.end_keeper(self)
-        with self.try_lock() as locked:
-            if not locked:
-                if not self.path.exists():
+            with self.try_lock(1.0) as locked:
+                if locked:
+                    reap.clean_host(self)
+                    self.delete_files()
                     return
+            if not self.path.exists():
+                return
+            if time.monotonic() > deadline:
                 raise HostError(f"container {self.name} is held by another process", "try again")
-            reap.clean_host(self)
-            self.delete_files()
-
-    def lock_held(self) -> bool:
-        """Whether some process holds the lock."""
-        with self.try_lock() as locked:
-            return not locked and self.path.exists()
 
     def delete_files(self) -> None:
         """Remove the directory and the name; only for who holds the lock.
@@ -206,6 +204,28 @@ class Container:
         for path in (self.path, doomed):
             with contextlib.suppress(OSError):
                 remove_tree(path)  # what is left after a failure is swept later
+
+
+def _wait_for_lock(descriptor: int, timeout: float) -> bool:
+    """Wait for a flock(2), which itself knows no time limit; the descriptor is closed when the time is up."""
+    guard = threading.Lock()
+    got, given_up = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with guard:
+            got.set()
+            if given_up.is_set():
+                os.close(descriptor)
+
+    threading.Thread(target=wait, name="lock", daemon=True).start()
+    if got.wait(timeout):
+        return True
+    with guard:
+        if got.is_set():
+            return True
+        given_up.set()
+        return False
 
 
 class Store:
