@@ -9,11 +9,8 @@ from casemate.errors import CasemateError
 
 if TYPE_CHECKING:
     from casemate.config import Config
-    from casemate.keeper.store import Container, ContainerState, Store
+    from casemate.keeper.store import ContainerState, Store
     from casemate.oci.store import ImageStore
-
-KEEPER_END_SECONDS = 10.0
-"""How long a keeper may take to end once its container has."""
 
 
 def containers(config: Config) -> Store:
@@ -28,48 +25,6 @@ def images(config: Config) -> ImageStore:
     from casemate.oci.store import ImageStore
 
     return ImageStore(config, in_use=containers(config).in_use)
-
-
-def remove(container: Container, force: bool) -> None:
-    """Remove a container whose keeper may be about to end.
-
-    A keeper writes ``exited`` and then ends. For that moment it still holds the container's lock, and a removal would
-    be refused although nothing else stands in its way.
-    """
-    from casemate.errors import HostError
-
-    try:
-        container.remove(force=force)
-    except HostError:
-        if not _await_lock(container, KEEPER_END_SECONDS):
-            raise
-        container.remove(force=force)
-
-
-def _await_lock(container: Container, timeout: float) -> bool:
-    """Wait until nobody holds a container's lock, ``timeout`` seconds at most; whether it is so."""
-    import fcntl
-    import os
-    import signal
-
-    def give_up(signum: int, frame: object) -> None:
-        raise TimeoutError
-
-    try:
-        descriptor = os.open(container.path / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    before = signal.signal(signal.SIGALRM, give_up)  # flock(2) has no time limit of its own
-    signal.setitimer(signal.ITIMER_REAL, timeout)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return True
-    except TimeoutError:
-        return False
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        os.close(descriptor)
 
 
 def each(references: Iterable[str], action: Callable[[str], object]) -> int:

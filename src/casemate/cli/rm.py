@@ -33,7 +33,7 @@ def run(config: Config, args: Any) -> int:
 
     def remove(reference: str) -> None:
         try:
-            common.remove(store.get(reference), args.force)
+            store.get(reference).remove(force=args.force)
         except NoSuchContainer:
             if not args.force:
                 raise

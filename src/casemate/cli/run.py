@@ -94,8 +94,8 @@ def run(config: Config, args: Any) -> int:
                 output.progress("starting the virtual machine"),
             ):
                 session = launch(config, container, stdio, size=size)
-        except BaseException as error:
-            _discard(container, error)
+        except BaseException:
+            _discard(container)
             raise
     if args.detach:
         session.close()
@@ -264,18 +264,10 @@ def _runs(container: Container) -> bool:
     return False
 
 
-def _discard(container: Container, error: BaseException) -> None:
-    """Leave nothing of a container that did not start; why it did not is what the person has to hear.
-
-    Arguments:
-        error: what happened. A signal may have come anywhere, and the frames it went through then still hold our end
-            of the keeper's connection, at whose end the keeper gives up: they are cleared.
-    """
-    import traceback
-
-    traceback.clear_frames(error.__traceback__)
+def _discard(container: Container) -> None:
+    """Leave nothing of a container that did not start; why it did not is what the person has to hear."""
     if container.lock_fd is not None:
         os.close(container.lock_fd)
         container.lock_fd = None
     with contextlib.suppress(CasemateError, OSError):
-        common.remove(container, True)
+        container.remove(force=True)

@@ -134,6 +134,9 @@ def launch(config: Config, container: Container, stdio: Stdio, *, size: tuple[in
     except OSError as error:
         connection.close()
         raise HostError(f"cannot start the keeper: {error.strerror}") from None
+    except BaseException:  # a signal, perhaps: the keeper gives up when its connection is gone
+        connection.close()
+        raise
     finally:
         theirs.close()
         os.close(container.lock_fd)

@@ -30,6 +30,8 @@ from casemate.keeper.model import ContainerSpec, ContainerState
 __all__ = ["Container", "ContainerSpec", "ContainerState", "Store"]
 
 
+END_SECONDS = 5.0
+"""How long a keeper may take from writing ``exited`` to its end."""
 REMOVE_SECONDS = 20.0
 """How long a removal waits for whoever has the container."""
 
@@ -168,10 +170,9 @@ class Container:
         if status not in ("exited", "damaged") and not force:
             raise StillRunning(f"container {self.name} is {status}", "stop it first, or remove it with -f")
         deadline = time.monotonic() + REMOVE_SECONDS
+        patience = END_SECONDS if status == "exited" else 0.0  # its keeper may still have to tell others how it ended
         while True:
-            # More than once: a keeper that has just been started has not said yet which process it is.
-            reap.end_keeper(self)
-            with self.try_lock(1.0) as locked:
+            with self.try_lock(patience) as locked:
                 if locked:
                     reap.clean_host(self)
                     self.delete_files()
@@ -180,6 +181,8 @@ class Container:
                 return
             if time.monotonic() > deadline:
                 raise HostError(f"container {self.name} is held by another process", "try again")
+            reap.end_keeper(self)
+            patience = 1.0  # and once more: a keeper that was just being started may not have been found
 
     def delete_files(self) -> None:
         """Remove the directory and the name; only for who holds the lock.

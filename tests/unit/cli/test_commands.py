@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from casemate.cli import common
 from casemate.cli import logs as logs_command
 from casemate.cli import stats as stats_command
 from casemate.cli.attach import Interrupted
 from casemate.cli.main import main
 from casemate.errors import CommandNotExecutable, CommandNotFound, HypervisorError, NotRunning
+from casemate.keeper import store
 from casemate.keeper.store import Container, ContainerSpec, ContainerState, Store
 from casemate.oci.imageconfig import ImageConfig
 from tests.unit.cli.fakes import IMAGE_ID, FakeClient, FakeSession, World
@@ -311,9 +311,10 @@ def test_a_keeper_that_is_about_to_end_is_waited_for(world: World, monkeypatch: 
     container = world.add("a", state=EXITED)
     holder = os.open(container.path / "lock", os.O_RDWR)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    monkeypatch.setattr(common, "KEEPER_END_SECONDS", 0.1)
+    monkeypatch.setattr(store, "END_SECONDS", 0.1)
+    monkeypatch.setattr(store, "REMOVE_SECONDS", 0.1)
     assert main(["rm", "a"]) == 1, "it holds on"
-    monkeypatch.setattr(common, "KEEPER_END_SECONDS", 30)
+    monkeypatch.setattr(store, "END_SECONDS", 30)
     timer = threading.Timer(0.2, os.close, (holder,))
     timer.start()
     assert main(["rm", "a"]) == 0
