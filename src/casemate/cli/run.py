@@ -70,6 +70,8 @@ def run(config: Config, args: Any) -> int:
     settings = _settings(config, args)
     if args.pull not in ("always", "missing", "never"):
         raise UsageError(f"unknown value {args.pull!r} for --pull", "use always, missing or never")
+    if settings["network"] == "nat" and not settings["dns"]:
+        _look_for_name_servers()
     store = common.containers(config)
     with attach.interruptible():
         image = find_image(config, args.image, args.pull)
@@ -188,6 +190,14 @@ def _settings(config: Config, args: Any) -> dict[str, Any]:
         "labels": values.labels(args.label),
         "stop_signal": values.signal(args.stop_signal) if args.stop_signal else 0,
     }
+
+
+def _look_for_name_servers() -> None:
+    """Say it now when no name will resolve: inside, it would look like anything."""
+    from casemate.host.dns import host_dns
+
+    if not host_dns().nameservers:
+        output.warn("this machine's name servers cannot be reached from a container; name one with --dns")
 
 
 def _image_stop_signal(image: Image) -> int:

@@ -599,3 +599,22 @@ def test_check_of_this_machine_ends_in_findings(world: World, monkeypatch: pytes
     assert {"qemu", "virtiofsd", "skopeo", "guest bundle", "disk space", "containers"} <= set(names)
     bundle = next(each for each in check.findings(world.config) if each.name == "guest bundle")
     assert not bundle.ok and "casemate guest build" in bundle.fix
+
+
+@pytest.mark.parametrize(
+    ("servers", "options", "told"),
+    [
+        ((), (), True),
+        ((), ("--dns", "10.0.0.1"), False),
+        ((), ("--network", "none"), False),
+        (("10.0.0.1",), (), False),
+    ],
+)
+def test_missing_name_servers_are_told(
+    world: World, capsys: Capture, monkeypatch: pytest.MonkeyPatch, servers: Any, options: Any, told: bool
+) -> None:
+    from casemate.host import dns
+
+    monkeypatch.setattr(dns, "host_dns", lambda: dns.Dns(nameservers=servers))
+    main(["run", "-d", *options, "busybox", "true"])
+    assert ("--dns" in capsys.readouterr().err) == told
