@@ -34,7 +34,8 @@ BUFFER = 256 * 1024
 MAX_WORKERS = 64
 IDLE_WORKERS = 4
 MAX_EVENTS = 4096
-MAX_EVENT_BYTES = 16 * 1024 * 1024
+MAX_EVENT_BYTES = 1024 * 1024
+"""As they were sent. What they become in memory may be thirty times as much."""
 EARLY = 16
 """How many streams the agent takes data of before it has handled the request that names them."""
 REMEMBERED = 4096

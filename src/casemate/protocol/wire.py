@@ -226,7 +226,7 @@ def check_hello(message: dict[str, Any], role: str) -> None:
         ProtocolError: another protocol version, the same role, or not a HELLO at all.
     """
     if type(message.get("protocol")) is not int or message["protocol"] != PROTOCOL:
-        spoken = str(message.get("protocol"))[:20]
+        spoken = repr(message.get("protocol"))[:20]
         raise ProtocolError(
             f"the peer speaks protocol {spoken}, this side speaks {PROTOCOL}: rebuild the guest with this casemate"
         )

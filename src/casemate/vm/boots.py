@@ -27,12 +27,14 @@ class Turn:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._lock = threading.Lock()
 
     def end(self) -> None:
-        """Let the next one boot. May be called more than once."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Let the next one boot. May be called more than once, and by several threads."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def take(config: Config, identifier: str, waiting: Callable[[], None], gone: threading.Event) -> Turn:
@@ -65,6 +67,8 @@ def take(config: Config, identifier: str, waiting: Callable[[], None], gone: thr
         turn = _try(str(directory / f"slot-{start}"), fcntl.LOCK_EX)
         if turn is not None:
             got.append(turn)
+            if gone.is_set():  # nobody waits for it any more: it is the next one's
+                turn.end()
         decided.set()
 
     def give_up() -> None:

@@ -24,7 +24,7 @@ SETPCAP SYS_CHROOT SYS_ADMIN for virtiofsd to shut itself in, after which it dro
 
 
 def start(
-    config: Config, share: Path, keep: int, run_path: Path, log: Path, procs: tuple[Path, ...]
+    config: Config, share: Path, keep: int, run_path: Path, messages: int, procs: tuple[Path, ...]
 ) -> tuple[Process, int]:
     """Start a file server for the tree ``share`` of this mount namespace.
 
@@ -32,7 +32,7 @@ def start(
         keep: seconds for which the guest may take names and attributes to be as they were: each look-up that it does
             not have to ask for is ten times as fast. 0 where the host changes files too.
         run_path: where its socket may be for the moment that connecting takes.
-        log: the file for its messages.
+        messages: the descriptor for its messages; not closed.
         procs: the control group to join.
 
     Returns:
@@ -62,8 +62,7 @@ def start(
         ]  # fmt: skip
         files = min(MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         jail = Confinement(uid=0, gid=0, cgroup_procs=procs, capabilities=CAPABILITIES, max_files=files)
-        with open(log, "wb") as messages:
-            process = spawn(argv, jail, pass_fds=(listener.fileno(),), stderr=messages.fileno())
+        process = spawn(argv, jail, pass_fds=(listener.fileno(),), stderr=messages)
     except OSError as error:
         client.close()
         raise HostError(f"cannot start the file server: {error.strerror}") from None
@@ -74,13 +73,3 @@ def start(
         listener.close()
         path.unlink(missing_ok=True)
     return process, client.detach()
-
-
-def last_words(path: Path) -> str:
-    """The last line that a file server wrote to its log ``path``, after a colon; empty when there is none."""
-    try:
-        lines = path.read_bytes()[-2000:].decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    said = [line.strip() for line in lines if line.strip()]
-    return f": {said[-1][:300]}" if said else ""

@@ -38,6 +38,12 @@ from casemate.vm.hypervisor.launch import Process, exit_text
 
 AGENT_PORT = "casemate.agent.0"
 FLUSH_SECONDS = 10.0
+END_SECONDS = 10.0
+"""How long a killed process may take to end before the sandbox is given up without it."""
+_FACTS: dict[str, type] = {
+    "kernel": str, "uptime_ms": int, "mem_total": int, "boot_id": str, "agent_version": str, "python": str,
+}  # fmt: skip
+"""What is believed of a guest's word on itself, and of what type."""
 _AGENT_ERRORS: dict[str, type[CasemateError]] = {
     "not-found": CommandNotFound,
     "not-executable": CommandNotExecutable,
@@ -75,6 +81,7 @@ class VmSandbox(Sandbox):
         self.memory_mib = self.spec.memory_mib or config.memory
         self._lock = threading.Lock()
         self._closed = False
+        self._closing = threading.Lock()
         self._gone = threading.Event()
         self._turn: boots.Turn | None = None
         self._cgroup: cgroups.Cgroup | None = None
@@ -117,16 +124,16 @@ class VmSandbox(Sandbox):
         )
         self._cgroup.add(os.getpid())
         uid = uids.lease(identifier, config)
-        self._progress("network")
+        self._step("network")
         netns = self._make_network()
-        self._progress("files")
+        self._step("files")
         share.build(self.container)
         shares = [self._serve_files(files.TAG, run_path / share.SHARE, files.ROOT_KEEP)]
         if share.volumes(self.spec.oci):
             shares.append(self._serve_files(files.VOLUMES_TAG, run_path / share.VOLUMES, 0))
-        self._progress("turn")
+        self._step("turn")
         self._turn = boots.take(config, identifier, lambda: self._progress("waiting for a turn"), self._gone)
-        self._progress("machine")
+        self._step("machine")
         console_ours, console_theirs = socket.socketpair()
         agent_ours, agent_theirs = socket.socketpair()
         self._console = Console(console_ours.detach(), self.container.path / "console.log")
@@ -163,23 +170,33 @@ class VmSandbox(Sandbox):
         self._link = Link(
             link_fd, link_fd, role="host", version=__version__, on_event=self._event, on_closed=self._link_closed
         )
-        self._progress("guest")
+        self._step("guest")
         try:
             hello = self._link.start(config.boot_timeout)
         except LinkError as error:
             raise HypervisorError(f"the guest did not come up: {self._why(str(error))}") from None
-        self._guest["agent"] = str(hello.get("version"))[:64]
+        self._guest["agent"] = _line(str(hello.get("version")), 64)
         os.close(netns)  # the VMM holds it now
         if self._proxy is not None and self.address:
             self._proxy.start(self.address)
 
+    def _step(self, what: str) -> None:
+        """Tell what comes next, unless somebody has closed the sandbox meanwhile."""
+        if self._closed:
+            raise HypervisorError("the sandbox was closed while it came up")
+        self._progress(what)
+
     def _serve_files(self, tag: str, tree: Path, keep: int) -> base.SharedFs:
         """Start a file server, and watch over it; the device that shows its files to the guest."""
         procs = self._cgroup.procs_files() if self._cgroup is not None else ()
-        log = self.container.path / f"{tag}.log"
-        server, fd = files.start(self.config, tree, keep, self.container.run_path, log, procs)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            messages = Console(reader, self.container.path / f"{tag}.log")  # bounded: the guest can make it complain
+            server, fd = files.start(self.config, tree, keep, self.container.run_path, writer, procs)
+        finally:
+            os.close(writer)
         self._files.append(server)
-        threading.Thread(target=self._watch_files, args=(server, log), name="files", daemon=True).start()
+        threading.Thread(target=self._watch_files, args=(server, messages), name="files", daemon=True).start()
         return base.SharedFs(tag, fd, id=tag)
 
     def _make_network(self) -> int:
@@ -228,7 +245,7 @@ class VmSandbox(Sandbox):
         if self._turn is not None:
             self._turn.end()
         with contextlib.suppress(CasemateError):
-            self._guest.update(self._call("sandbox.info", {}))
+            self._guest.update(_facts(self._call("sandbox.info", {})))
         return streams
 
     def _etc_files(self) -> list[dict[str, Any]]:
@@ -302,7 +319,7 @@ class VmSandbox(Sandbox):
         try:
             return link.call(method, params, timeout or self.config.call_timeout)
         except RequestFailed as error:
-            raise _AGENT_ERRORS.get(error.code, AgentError)(error.message[:1000]) from None
+            raise _AGENT_ERRORS.get(error.code, AgentError)(_line(error.message, 1000)) from None
         except LinkTimeout as error:
             raise AgentError(f"the guest does not answer ({error})", "end it with 'casemate rm -f'") from None
         except LinkClosed as error:
@@ -404,13 +421,15 @@ class VmSandbox(Sandbox):
         for key in sorted(left, key=lambda item: item is None):  # the container's own end comes last
             self._process_ended(key, ProcessExit(status, oom=oom, error=reason))
 
-    def _watch_files(self, server: Process, log: Path) -> None:
+    def _watch_files(self, server: Process, messages: Console) -> None:
         """A guest without its files is of no use, and would wait for them for ever."""
         code = server.wait()
         if not self._closed:
             how = "" if code is None else f" with {exit_text(code)}"
+            messages.join(1.0)
+            said = messages.last_line()
             with self._lock:
-                self._reason = self._reason or f"the file server died{how}{files.last_words(log)}"
+                self._reason = self._reason or f"the file server died{how}" + (f": {said}" if said else "")
             if self._vm is not None:
                 self._vm.kill()
 
@@ -426,19 +445,39 @@ class VmSandbox(Sandbox):
                 link.call("sandbox.shutdown", {}, FLUSH_SECONDS)
 
     def close(self) -> None:
-        """End the machine and give everything back. See :class:`casemate.sandbox.Sandbox`."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+        """End the machine and give everything back. See :class:`casemate.sandbox.Sandbox`.
+
+        One who boots meanwhile finds it closed at its next step, and has to close again what it made since.
+        """
+        self._closed = True
         self._gone.set()
-        if self._proxy is not None:
-            self._proxy.close()
-        if self._vm is not None:
-            self._vm.kill()
-            self._vm.wait(10.0)
-        if self._link is not None:
-            self._link.close("the sandbox is closed")
-        for server in self._files:
-            server.close()
-        share.unmount(self.container.run_path)
+        with self._closing:
+            if self._proxy is not None:
+                self._proxy.close()
+            if self._vm is not None:
+                self._vm.kill()
+                self._vm.wait(END_SECONDS)
+            if self._link is not None:
+                self._link.close("the sandbox is closed")
+            for server in self._files:
+                server.kill()
+                if server.wait(END_SECONDS) is not None:
+                    server.close()
+            share.unmount(self.container.run_path)
+
+
+def _line(text: str, limit: int) -> str:
+    """A guest's text as at most ``limit`` printable characters of one line."""
+    return "".join(character if character.isprintable() else " " for character in text[:limit])
+
+
+def _facts(said: dict[str, Any]) -> dict[str, Any]:
+    """Of what the agent says of its guest, what has the right type and size: it goes into the state on disk."""
+    facts: dict[str, Any] = {}
+    for key, kind in _FACTS.items():
+        value = said.get(key)
+        if kind is str and isinstance(value, str):
+            facts[key] = _line(value, 128)
+        elif kind is int and type(value) is int and 0 <= value < 1 << 63:
+            facts[key] = value
+    return facts

@@ -42,7 +42,7 @@ class NoFiles:
     def close(self) -> None:
         self._ended.set()
 
-    die = close
+    die = kill = close
 
 
 class Bundle:
