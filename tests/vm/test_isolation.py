@@ -71,8 +71,9 @@ def test_no_device_of_the_machine_can_be_opened(container: Container) -> None:
 def test_the_kernels_settings_cannot_be_changed(container: Container) -> None:
     said = container.sh("""
         for file in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /proc/sysrq-trigger \
-                    /proc/irq/0/smp_affinity /proc/sys/vm/overcommit_memory /sys/kernel/uevent_helper /sys/kernel/mm/ksm/run \
-                    /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; do
+                    /proc/irq/0/smp_affinity /proc/sys/vm/overcommit_memory /sys/kernel/uevent_helper \
+                    /sys/kernel/mm/ksm/run /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/memory.max \
+                    /sys/fs/cgroup/pids.max; do
             (echo 1 > $file) 2> /dev/null && echo $file
         done
         for flags in "-o remount,rw /sys" "-o remount,rw /sys/fs/cgroup" "-o remount,rw /proc/sys" "-t tmpfs x /mnt"; do
