@@ -189,8 +189,6 @@ class Container:
 
         The directory is renamed first, so that a removal cut short leaves nothing that looks like a container.
         """
-        from casemate.oci.trees import remove_tree
-
         with Store(self.config).locked():
             names = self.config.root / "names"
             with contextlib.suppress(FileNotFoundError):
@@ -205,8 +203,20 @@ class Container:
                 if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
                     raise
         for path in (self.path, doomed):
-            with contextlib.suppress(OSError):
-                remove_tree(path)  # what is left after a failure is swept later
+            _remove(path)  # what is left after a failure is swept later
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory and all that is in it, unless somebody else is about it."""
+    from casemate.oci.trees import remove_tree
+
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(path)
+        finally:
+            os.close(descriptor)
 
 
 def _wait_for_lock(descriptor: int, timeout: float) -> bool:
@@ -275,6 +285,9 @@ class Store:
             lock_fd = -1
             try:
                 path.mkdir(mode=0o700)
+            except OSError as error:
+                raise HostError(f"cannot write to {self.path}: {error.strerror}", "free some space") from None
+            try:
                 lock_fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 fcntl.flock(lock_fd, fcntl.LOCK_EX)
                 (path / "upper").mkdir(mode=0o755)
@@ -328,6 +341,7 @@ class Store:
 
     def list(self) -> builtins.list[Container]:
         """Every container, the newest last; sandboxes that died are cleaned up first."""
+        self.sweep()
         alive: list[tuple[float, Container]] = []
         for identifier in self._ids():
             container = Container(self.config, self.path / identifier)
@@ -352,11 +366,23 @@ class Store:
         return users
 
     def sweep(self) -> None:
-        """Remove what a removal that was cut short has left."""
-        from casemate.oci.trees import remove_tree
+        """Remove what a removal or a creation that was cut short has left."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return
+        for name in names:
+            path = self.path / name
+            if ids.is_id(name) and not (path / "state.json").exists():
+                self._discard_unfinished(path)
+            elif name.startswith(".") and name.endswith(".removed"):
+                _remove(path)
 
-        with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(self.path):
-                if name.startswith(".") and name.endswith(".removed"):
-                    with contextlib.suppress(OSError):
-                        remove_tree(self.path / name)
+    def _discard_unfinished(self, path: Path) -> None:
+        """Remove a container that its maker did not finish: it has no state, and nothing was ever written in it."""
+        doomed = path.with_name(f".{path.name}.removed")
+        with contextlib.suppress(OSError), self.locked():  # who makes a container holds this lock
+            if (path / "state.json").exists() or any((path / "upper").glob("*")):
+                return
+            os.rename(path, doomed)
+        _remove(doomed)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
 from casemate import jsonfile
-from casemate.errors import NameInUse, NoSuchContainer, StateError, StillRunning
+from casemate.errors import HostError, NameInUse, NoSuchContainer, StateError, StillRunning
 from casemate.keeper import reap
 from casemate.keeper.model import ContainerSpec, ContainerState
 from casemate.keeper.store import Container, Store
@@ -163,3 +164,43 @@ def test_in_use(tmp_path: Path) -> None:
     store.create(make_spec("one", image_id="f" * 64))
     assert store.in_use("f" * 64) == ["one"]
     assert store.in_use("a" * 64) == []
+
+
+def test_creation_cut_short_is_swept(tmp_path: Path) -> None:
+    store = Store(make_config(tmp_path))
+    release(store.create(make_spec("one")))
+    bare, half = store.path / ("a" * 64), store.path / ("b" * 64)
+    bare.mkdir()
+    for name in ("upper", "work"):
+        (half / name).mkdir(parents=True)
+    (half / "lock").touch()
+    jsonfile.write(half / "config.json", make_spec("half", id="b" * 64).to_json())
+    written = store.path / ("c" * 64)
+    (written / "upper" / "etc").mkdir(parents=True)  # its state was lost some other way: nobody's to throw away
+    assert [container.name for container in store.list()] == ["one"]
+    assert not bare.exists() and not half.exists()
+    assert (written / "upper" / "etc").exists()
+    assert [name for name in os.listdir(store.path) if name.endswith(".removed")] == []
+
+
+def test_listing_sweeps_but_not_what_another_is_removing(tmp_path: Path) -> None:
+    store = Store(make_config(tmp_path))
+    doomed = store.path / f".{'e' * 64}.removed"
+    (doomed / "upper").mkdir(parents=True)
+    remover = os.open(doomed, os.O_RDONLY)
+    fcntl.flock(remover, fcntl.LOCK_EX)
+    store.list()
+    assert doomed.exists()
+    os.close(remover)
+    store.list()
+    assert not doomed.exists()
+
+
+def test_a_used_id_does_not_cost_its_owner(tmp_path: Path) -> None:
+    store = Store(make_config(tmp_path))
+    made = store.create(make_spec("one"))
+    (made.path / "upper" / "mine").touch()
+    with pytest.raises(HostError):
+        store.create(make_spec("two", id=made.id))
+    assert (made.path / "upper" / "mine").exists()
+    release(made)
