@@ -81,7 +81,7 @@ class Elf:
     def _unpack(self, layout: str, offset: int) -> tuple[int, ...]:
         try:
             return struct.unpack_from(self._order + layout, self._data, offset)
-        except struct.error:
+        except (struct.error, OverflowError):  # the second for an offset beyond what an index can be
             raise GuestError(f"{self._name} is damaged: it ends too early") from None
 
     def _slice(self, offset: int, size: int) -> bytes:
@@ -90,7 +90,7 @@ class Elf:
         return self._data[offset : offset + size]
 
     def _string(self, offset: int) -> str:
-        end = self._data.find(b"\0", offset)
-        if offset >= len(self._data) or end < 0:
+        end = self._data.find(b"\0", offset) if offset < len(self._data) else -1
+        if end < 0:
             raise GuestError(f"{self._name} is damaged: a name has no end")
         return self._data[offset:end].decode("utf-8", "replace")

@@ -78,6 +78,13 @@ def test_elf_of_hostile_bytes_is_an_error_or_an_answer(data: st.DataObject) -> N
         pass
 
 
+def test_elf_with_a_table_beyond_every_index() -> None:
+    whole = bytearray(elf({".modinfo": b"depends=a\0"}))
+    whole[47] = 0x80  # the highest byte of e_shoff
+    with pytest.raises(GuestError, match="damaged"):
+        Elf(bytes(whole), "x").section(".modinfo")
+
+
 def test_cpio_is_read_by_cpio(tmp_path: Path) -> None:
     archive = Archive()
     archive.directory("bin")
