@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 import sys
 
+MAX_FILES = 65_536
+"""Descriptors that a keeper may hold, where the host allows as many. The usual 1024 are what its ports may use up."""
+
 
 def main() -> int:
     """Run one container; the exit status is 0 unless something was wrong with the keeper itself."""
@@ -18,6 +21,7 @@ def main() -> int:
     if os.fork() > 0:
         os._exit(0)
     os.setsid()
+    import resource
     import signal
     import socket
     import threading
@@ -26,6 +30,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTTOU, signal.SIGTTIN):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o022)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
     for descriptor in (connection_fd, lock_fd):
         os.set_inheritable(descriptor, False)
     threading.stack_size(512 << 10)

@@ -37,7 +37,7 @@ class Process:
         self._cancel = Cancel()
         self._exit: ProcessExit | None = None
         self._exited = threading.Event()
-        self._busy = 0
+        self._busy: set[str] = set()
         self._moved = 0.0
         self._sinks: list[Sink] = []
         self._outputs: list[tuple[threading.Thread, Stream]] = []
@@ -66,13 +66,13 @@ class Process:
 
         def take(data: bytes) -> None:
             nonlocal alive
-            self._busy += 1
+            self._busy.add(name)
             if log is not None:
                 log.record(name, data)
             if alive and sink is not None:
                 alive = sink.write(data)
             self._moved = time.monotonic()
-            self._busy -= 1
+            self._busy.discard(name)
 
         copy_out(stream, take)
 

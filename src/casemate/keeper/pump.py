@@ -40,9 +40,8 @@ class Cancel:
 class Sink:
     """A descriptor to write to, without ever getting stuck in it and without changing how its owner uses it.
 
-    Pipes and terminals are opened again through ``/proc/self/fd``, because O_NONBLOCK belongs to the open file and
-    the client's shell shares that one. A socket cannot be opened again and is written with MSG_DONTWAIT. A regular
-    file is written as it is: its offset is shared on purpose, and it does not block.
+    Pipes and terminals are opened again (:func:`_open_again`). A socket cannot be opened again and is written with
+    MSG_DONTWAIT. A regular file is written as it is: its offset is shared on purpose, and it does not block.
 
     Arguments:
         fd: the descriptor; the sink closes it.
@@ -59,12 +58,9 @@ class Sink:
             self._socket = socket.socket(fileno=fd)
         elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             try:
-                again = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                self._fd = _open_again(fd, os.O_WRONLY)
             except OSError:
                 self._polled = False  # no reader, or not ours to open: a plain write tells
-            else:
-                os.close(fd)
-                self._fd = again
         else:
             self._polled = False
 
@@ -104,23 +100,47 @@ class Sink:
             self._cancel.close()
 
 
+def _open_again(fd: int, mode: int) -> int:
+    """A non-blocking descriptor of the pipe or terminal that ``fd`` is, in its place.
+
+    O_NONBLOCK belongs to the open file, and the client's shell shares the one that came with ``fd``.
+
+    Raises:
+        OSError: it cannot be opened; ``fd`` stays open then.
+    """
+    again = os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    os.close(fd)
+    return again
+
+
 def copy_in(fd: int, stream: Stream, cancel: Cancel) -> None:
     """Carry ``fd`` to a process's standard input until its end, the process's end or ``cancel``; closes ``fd``."""
+    blocks = True
     try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            # Whoever else reads it may be faster: a read that waits could not be cancelled.
+            with contextlib.suppress(OSError):
+                fd = _open_again(fd, os.O_RDONLY)
+                blocks = False
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.register(cancel.fd, select.POLLIN)
+        # A pipe whose writers had gone when it was opened again tells its end to read(2) only: that is asked first.
+        wait = blocks
         while True:
-            ready = poll.poll()
+            ready = poll.poll(None if wait else 0)
             if any(number == cancel.fd for number, _ in ready):
                 stream.send_eof()
                 return
             try:
                 data = os.read(fd, CHUNK)
             except BlockingIOError:
+                wait = True
                 continue
             except OSError:
                 data = b""
+            wait = blocks
             if not data:
                 stream.send_eof()
                 return

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from pathlib import Path
+
+import pytest
 
 from casemate.keeper.pump import Cancel, Sink, copy_in, copy_out
 from tests.unit.keeper.helpers import FakeStream
@@ -112,3 +115,64 @@ def test_copy_out() -> None:
         stream.out.put(data)
     copy_out(stream, got.append)
     assert got == [b"a", b"b"]
+
+
+def test_copy_in_does_not_get_stuck_where_somebody_else_reads_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input that is there when poll(2) looks may be gone when it is read: another program has the same pipe."""
+    reader, writer = os.pipe()
+    stream, cancel = FakeStream(), Cancel()
+    real = select.poll
+
+    class Poll:
+        """Once tells of input that is not there."""
+
+        def __init__(self) -> None:
+            self.poller, self.lies = real(), 1
+
+        def register(self, fd: int, events: int) -> None:
+            self.poller.register(fd, events)
+            self.first = getattr(self, "first", fd)
+
+        def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+            if self.lies:
+                self.lies = 0
+                return [(self.first, select.POLLIN)]
+            return self.poller.poll(timeout)
+
+    monkeypatch.setattr(select, "poll", Poll)
+    thread = threading.Thread(target=copy_in, args=(reader, stream, cancel), daemon=True)
+    thread.start()
+    cancel.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert stream.eof.is_set()
+    os.close(writer)
+
+
+def test_copy_in_from_a_named_pipe_whose_writer_has_gone(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    writer = os.open(path, os.O_WRONLY)
+    os.write(writer, b"hello")
+    os.close(writer)
+    stream = FakeStream()
+    thread = threading.Thread(target=copy_in, args=(reader, stream, Cancel()), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert stream.sent == b"hello"
+
+
+def test_copy_in_leaves_the_owners_flags_alone() -> None:
+    reader, writer = os.pipe()
+    stream, cancel = FakeStream(), Cancel()
+    thread = threading.Thread(target=copy_in, args=(os.dup(reader), stream, cancel), daemon=True)
+    thread.start()
+    os.write(writer, b"x")
+    os.close(writer)
+    thread.join(10)
+    assert stream.sent == b"x"
+    assert os.get_blocking(reader)
+    os.close(reader)

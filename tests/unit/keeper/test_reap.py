@@ -36,13 +36,17 @@ def impostor(made: Container) -> Iterator[subprocess.Popen[bytes]]:
 
 def keeper_process(container: Container) -> subprocess.Popen[bytes]:
     """A process that looks like the container's keeper."""
-    script = "import sys; sys.stdin.read()"
-    return subprocess.Popen(
+    script = "import sys; print('up', flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
         ["python3", "-m", "casemate.keeper", str(container.path), "3", "4"],
         executable=sys.executable,
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         env={"PYTHONPATH": _package(container.path.parent.parent, script)},
     )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    return process
 
 
 def _package(directory: Path, script: str) -> str:
