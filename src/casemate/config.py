@@ -18,6 +18,8 @@ from casemate.errors import ConfigError
 
 DEFAULT_FILE = Path("/etc/casemate/config.toml")
 ACCELERATORS = ("auto", "kvm", "tcg")
+RUN_LENGTH = 81
+"""Most characters of ``run``: with ``/0123456789ab/control.sock`` it has to fit into a socket address (unix(7))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ def _check(config: Config) -> None:
     for key in ("root", "run"):
         if not getattr(config, key).is_absolute():
             raise ConfigError(f"{key} must be an absolute path, not {getattr(config, key)}")
+    if len(os.fsencode(config.run)) > RUN_LENGTH:
+        raise ConfigError(f"run must have at most {RUN_LENGTH} characters, not {config.run}", "choose a shorter path")
     if config.accelerator not in ACCELERATORS:
         raise ConfigError(f"accelerator must be one of {', '.join(ACCELERATORS)}, not {config.accelerator!r}")
     bounds = {

@@ -247,9 +247,14 @@ class Cgroup:
         """End every process of the group with SIGKILL and return when all are gone.
 
         Raises:
-            HostError: some process would not die within ``timeout`` seconds (it waits for a device, likely).
+            HostError: some process would not die within ``timeout`` seconds (it waits for a device, likely), or the
+                caller is one of them.
         """
         deadline = time.monotonic() + timeout
+        if os.getpid() in self.processes():
+            raise HostError(
+                f"process {os.getpid()} is itself in {PARENT}/{self.name}", "give the casemate group to root alone"
+            )
         while True:
             if "unified" in self.directories:
                 self._write("unified", "cgroup.kill", "1", optional=True)  # since Linux 5.14

@@ -27,6 +27,13 @@ class Result:
     output: str
     errors: str
 
+    @property
+    def reason(self) -> str:
+        """Why it failed, in one line: the first that it complained with."""
+        said = next((line.strip() for line in self.errors.splitlines() if line.strip()), "")
+        how = f"signal {-self.status}" if self.status < 0 else f"status {self.status}"
+        return said or f"{how}, and no reason given"
+
 
 def which(program: str) -> str | None:
     """The path of ``program`` on :data:`SEARCH`, or None."""
@@ -71,7 +78,12 @@ def run(argv: Sequence[str], *, package: str, text: str = "", timeout: float = 3
 
 
 def _wait(pid: int, timeout: float) -> int | None:
-    handle = os.pidfd_open(pid)
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:  # out of descriptors: what cannot be watched must not run
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
     try:
         waiting = select.poll()
         waiting.register(handle, select.POLLIN)

@@ -77,7 +77,7 @@ def prepare(network: str, address: str, ports: Sequence[PortMap]) -> None:
             stale = [element for element in _published() if element[:2] in keys]
             result = _nft(script + _deletions(stale) + added)
         if result.status:
-            raise NetworkError(f"the packet filter refused: {_first_line(result.errors)}", "needs nftables and nf_nat")
+            raise NetworkError(f"the packet filter refused: {result.reason}", "needs nftables and nf_nat")
     if forward_is_dropped():
         _open_forwarding(network)
 
@@ -88,7 +88,7 @@ def retract(address: str) -> None:
     if stale:
         result = _nft(_deletions(stale))
         if result.status and any(element in stale for element in _published()):
-            raise NetworkError(f"the packet filter refused: {_first_line(result.errors)}", "see: nft list ruleset")
+            raise NetworkError(f"the packet filter refused: {result.reason}", "see: nft list ruleset")
 
 
 def forward_is_dropped() -> bool:
@@ -114,7 +114,7 @@ def _open_forwarding(network: str) -> None:
     for rule in _unopened(network):
         result = commands.run(["iptables", "-w", "-I", *rule], package="iptables")
         if result.status:
-            raise NetworkError(f"iptables refused: {_first_line(result.errors)}", "see iptables -S FORWARD")
+            raise NetworkError(f"iptables refused: {result.reason}", "see iptables -S FORWARD")
 
 
 def _unopened(network: str) -> list[list[str]]:
@@ -189,11 +189,6 @@ def _chain(family: int, table: str, name: str) -> dict[int, bytes] | None:
 
 def _nft(script: str) -> commands.Result:
     return commands.run(["nft", "-f", "-"], package="nftables", text=script)
-
-
-def _first_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[0].strip() if lines else "no reason given"
 
 
 def set_sysctl(name: str, value: str, *, optional: bool = False) -> None:

@@ -125,7 +125,7 @@ def teardown(id: str, config: Config) -> None:
     if _exists(name):
         result = commands.run(["ip", "link", "delete", "dev", name], package="iproute2")
         if result.status and _exists(name):
-            raise NetworkError(f"cannot remove {name}: {result.errors.strip()}", f"ip link delete {name}")
+            raise NetworkError(f"cannot remove {name}: {result.reason}", f"ip link delete {name}")
     record = _record(id, config)
     try:
         address = record.read_text()
@@ -165,7 +165,7 @@ route replace unreachable {config.network}
 """
     result = commands.run(["ip", "-batch", "-"], package="iproute2", text=script)
     if result.status:
-        raise NetworkError(f"cannot make the link {name}: {result.errors.splitlines()[0]}", "needs veth; run as root")
+        raise NetworkError(f"cannot make the link {name}: {result.reason}", "needs veth; run as root")
     conf = f"net/ipv4/conf/{name}"
     set_sysctl("net/ipv4/ip_forward", "1")
     set_sysctl(f"{conf}/forwarding", "1")
@@ -202,7 +202,7 @@ def _join(mtu: int) -> None:
     result = commands.run(["tc", "-batch", "-"], package="iproute2", text=script)
     if result.status:
         raise NetworkError(
-            f"cannot join {INSIDE} and {TAP}: {result.errors.splitlines()[0]}",
+            f"cannot join {INSIDE} and {TAP}: {result.reason}",
             "needs the kernel modules sch_ingress, cls_u32 and act_mirred",
         )
 

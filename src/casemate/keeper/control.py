@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -15,13 +16,22 @@ import struct
 import threading
 from typing import Any
 
-from casemate.errors import ContainerError
+from casemate.errors import ContainerError, HostError
 
 MAX_MESSAGE = 4 << 20
 MAX_FDS = 4
 SOCKET_NAME = "control.sock"
 
 _LENGTH = struct.Struct(">I")
+_ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EMFILE: "raise the limit of open files",
+    errno.ENFILE: "raise fs.file-max",
+    errno.ENOMEM: "free some memory",
+    errno.EPERM: "run as root",
+    errno.EROFS: "choose a directory that can be written to",
+}
 
 
 class ControlClosed(ContainerError):
@@ -116,6 +126,9 @@ def close_all(fds: list[int]) -> None:
 
 def error_message(error: Exception) -> dict[str, Any]:
     """An exception as the answer that the client turns back into one."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        error = HostError(f"{where}{error.strerror}", _ADVICE.get(error.errno or 0, ""))
     return {
         "error": {
             "code": getattr(error, "code", "error"),

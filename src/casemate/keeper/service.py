@@ -91,7 +91,7 @@ class Keeper:
             with contextlib.suppress(ControlClosed):
                 first.send(message)
             self._linger()
-            if not isinstance(error, CasemateError):
+            if not isinstance(error, CasemateError | OSError):
                 raise
             return
         self._adopt(None, streams, stdio, self._log, self._container_exited)

@@ -246,3 +246,16 @@ def test_a_request_to_the_dead(tmp_path: Path) -> None:
     keeper.join()
     with pytest.raises(NotRunning):
         client.Client(keeper.seen)._request("info")
+
+
+def test_an_error_of_the_system_says_what_to_do(tmp_path: Path) -> None:
+    keeper = Running(tmp_path)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/run/somewhere")
+
+    keeper.sandbox.boot = full  # type: ignore[method-assign]
+    with pytest.raises(HostError, match="/run/somewhere: No space left on device: free some space"):
+        keeper.run()
+    keeper.join()
+    assert keeper.seen.stored_state().exit_code == 125

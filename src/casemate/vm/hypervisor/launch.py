@@ -266,7 +266,12 @@ def _fork(plan: _Plan) -> Process:
         os.close(report_write)
         report_write = -1
         name = os.path.basename(os.fsdecode(plan.argv[0]))
-        process = Process(pid, os.pidfd_open(pid), name)
+        try:
+            process = Process(pid, os.pidfd_open(pid), name)
+        except OSError as error:  # out of descriptors: what cannot be watched must not run
+            os.kill(pid, signal.SIGKILL)  # nobody but us reaps it: the number is still its own
+            os.waitpid(pid, 0)
+            raise HypervisorError(f"cannot start {name}: {error.strerror}", _advice("", error.errno or 0)) from None
         report = b""
         while chunk := os.read(report_read, 512):
             report += chunk
@@ -289,6 +294,8 @@ def _advice(step: str, number: int) -> str:
         return "install the program where every user may execute it"
     if number == errno.EPERM:
         return "run as root"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files"
     return ""
 
 

@@ -8,6 +8,7 @@ until another QEMU is installed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -181,9 +182,10 @@ def kvm_usable(config: Config) -> tuple[bool, str]:
         if (known := _read(path)) is not None:
             return known
         result = _probe_kvm(config)
-        for old in config.run.glob("probe-*.json"):
-            old.unlink(missing_ok=True)
-        jsonfile.write(path, {"usable": result[0], "reason": result[1]}, durable=False)
+        with contextlib.suppress(OSError):  # no room to keep it: the next one probes anew
+            for old in config.run.glob("probe-*.json"):
+                old.unlink(missing_ok=True)
+            jsonfile.write(path, {"usable": result[0], "reason": result[1]}, durable=False)
         return result
     finally:
         os.close(lock)

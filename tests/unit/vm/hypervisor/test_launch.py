@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -64,3 +65,19 @@ def test_a_refused_step_is_named() -> None:
 )
 def test_last_line(tail: bytes, line: str) -> None:
     assert last_line(tail) == line
+
+
+def test_a_child_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[int] = []
+
+    def refuse(pid: int) -> int:
+        children.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(HypervisorError, match="cannot start sleep: .*Too many open files"):
+        launch.spawn(["/bin/sleep", "1000"], Confinement(os.getuid(), os.getgid()))
+    with pytest.raises(ChildProcessError):
+        os.waitpid(children[0], 0)  # reaped already
+    assert set(os.listdir("/proc/self/fd")) == before

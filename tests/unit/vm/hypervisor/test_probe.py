@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from casemate import jsonfile
 from casemate.config import Config
 from casemate.errors import HypervisorError
 from casemate.vm.hypervisor import probe
@@ -107,3 +108,11 @@ def test_the_image_starts_where_a_processor_does() -> None:
     assert image[0xFFF0:0xFFF5] == b"\xea\x00\xe0\x00\xf0"  # jmp f000:e000
     assert image[0xE000:0xE001] == b"\xfa"
     assert b"\xb9\x04\x03\x02\x01\x49\x75\xfd" in image
+
+
+def test_a_result_that_cannot_be_kept_is_still_one(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jsonfile, "write", full)
+    assert probe.choose(host.config).accelerator is Accelerator.KVM
