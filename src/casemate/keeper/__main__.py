@@ -37,14 +37,19 @@ def main() -> int:
     threading.stack_size(512 << 10)
 
     from casemate import config as configuration
+    from casemate.errors import CasemateError
     from casemate.host import namespaces
     from casemate.keeper.control import Connection
     from casemate.keeper.service import Keeper
     from casemate.keeper.store import Container
     from casemate.vm.sandbox import VmSandbox
 
-    config = configuration.load()
-    namespaces.unshare_mounts()  # before any thread begins: each has the mount namespace of the one that began it
+    try:
+        config = configuration.load()
+        namespaces.unshare_mounts()  # before any thread begins: each has the mount namespace of the one that began it
+    except CasemateError as error:  # whoever started it reads the last line
+        print(error, file=sys.stderr)
+        return 1
     container = Container(config, Path(path), lock_fd)
     keeper = Keeper(container, lambda it, on_exit, progress: VmSandbox(config, it, on_exit, progress))
 

@@ -144,21 +144,22 @@ def launch(config: Config, container: Container, stdio: Stdio, *, size: tuple[in
     try:
         return _open_session(connection, container, {"op": "run"}, stdio, size)
     except ControlClosed:
-        state = None
+        name = container.name
+        container.wait_gone(5.0)
+        said = _last_line(container)  # before the container goes, if that is to happen at its end
         with contextlib.suppress(NoSuchContainer, StateError):
-            container.wait_gone(5.0)
-            state = container.state()
-        raise HostError(
-            f"the keeper of container {container.name} died: {(state and state.error) or _last_line(container)}"
-        ) from None
+            error = container.state().error  # and the container is cleaned up
+            said = said or error
+        raise HostError(f"the keeper of container {name} died: {said or 'no reason is known'}") from None
 
 
 def _last_line(container: Container) -> str:
-    with contextlib.suppress(OSError):
-        lines = (container.path / "keeper.log").read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
-        if lines:
-            return lines[-1]
-    return "no reason is known"
+    """The last line that a keeper complained with, or an empty string."""
+    with contextlib.suppress(OSError), open(container.path / "keeper.log", "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+        lines = file.read(4096).decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+    return ""
 
 
 class Client:
