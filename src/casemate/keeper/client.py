@@ -148,8 +148,8 @@ def launch(config: Config, container: Container, stdio: Stdio, *, size: tuple[in
         container.wait_gone(5.0)
         said = _last_line(container)  # before the container goes, if that is to happen at its end
         with contextlib.suppress(NoSuchContainer, StateError):
-            error = container.state().error  # and the container is cleaned up
-            said = said or error
+            state = container.state()  # cleans up, too
+            said = said or state.error
         raise HostError(f"the keeper of container {name} died: {said or 'no reason is known'}") from None
 
 
