@@ -60,6 +60,8 @@ class Sandbox(ABC):
 
     on_exit: Callable[[str | None, ProcessExit], None]
     """Called once for every process that was started: its exec id (None for the container's first) and how it ended."""
+    on_oom: Callable[[], None] = staticmethod(lambda: None)
+    """Called, once there is somebody who set it, when something in the container was killed for want of memory."""
     address: str | None = None
     """Its IPv4 address, once it has booted with a network."""
     ports: tuple[PortMap, ...] = ()

@@ -18,7 +18,8 @@ from tests.vm.support import Casemate, Container, detached
 
 MANY = 10_000
 NAMES = [
-    "\u00fcml\u00e4ut \u732b".encode(), b"line\nbreak", b"-dash", b"sp ace", b"quo'te\"", b"not\xff\xfeutf8", b"n" * 255,
+    "\u00fcml\u00e4ut \u732b".encode(), b"line\nbreak", b"-dash", b"sp ace", b"quo'te\"", b"not\xff\xfeutf8",
+    b"n" * 255,
 ]  # fmt: skip
 
 

@@ -50,6 +50,8 @@ class Cgroup:
     def __init__(self, identifier: str, root: str = ROOT) -> None:
         self.relative = f"/{PARENT}/{identifier}"
         self.path = root + self.relative
+        self.own_kills = 0
+        """How many processes the agent killed for want of memory, which the kernel does not count."""
 
     def _read(self, name: str) -> str:
         return read_text(f"{self.path}/{name}")
@@ -60,7 +62,23 @@ class Cgroup:
 
     def oom_kills(self) -> int:
         """How many processes of the group were killed for want of memory."""
-        return _keyed(self._read("memory.events")).get("oom_kill", 0)
+        return _keyed(self._read("memory.events")).get("oom_kill", 0) + self.own_kills
+
+    def full(self, part: int) -> bool:
+        """Whether less than one ``part``-th of the memory limit is free or holds what can be read again."""
+        limit, current = _number(self._read("memory.max")), _number(self._read("memory.current"))
+        if limit is None or current is None:
+            return False
+        stat = _keyed(read_text(f"{self.path}/memory.stat"))
+        freeable = stat.get("file", 0) - stat.get("shmem", 0) + stat.get("slab_reclaimable", 0)
+        return limit - current + freeable < limit // part
+
+    def holds(self, pid: int) -> bool:
+        """Whether a process is in the group or below it."""
+        for line in read_text(f"/proc/{pid}/cgroup").splitlines():
+            if line.startswith("0::"):
+                return f"{line[3:]}/".startswith(f"{self.relative}/")
+        return False
 
     def pids(self) -> list[int]:
         """The processes in the group and below it, in the guest's numbers, at most 8192."""

@@ -9,6 +9,7 @@ from casemate.agent import command, system
 from casemate.agent.cgroup import ROOT as CGROUP_ROOT
 from casemate.agent.cgroup import Cgroup
 from casemate.agent.crun import Crun
+from casemate.agent.oom import Watch
 from casemate.agent.process import Process, Streams
 from casemate.agent.processes import Exit, Reaper
 from casemate.agent.system import bad, get_dict, get_int, get_list, get_text
@@ -79,6 +80,7 @@ class Container:
         self._lock = threads.Lock()
         self._execs: dict[str, Process] = {}
         self._oom_seen = 0
+        self._watch: Watch | None = None
         self._counter = 0
 
     # ---- start
@@ -106,6 +108,9 @@ class Container:
                 lambda options: ["run", "--detach", f"--bundle={self._directory}", *options, self.identifier],
                 self._directory, "init", size, terminal,
             )  # fmt: skip
+            self._watch = Watch(self.cgroup, self._out_of_memory)
+            if self.ended.is_set():  # so soon that nobody saw the watch
+                self._watch.close()
         except OSError as error:
             self._remove()
             raise RequestFailed("failed", f"the container cannot be made: {error}") from None
@@ -303,6 +308,12 @@ class Container:
         except LinkError:
             return  # nobody is there to hear it
 
+    def _out_of_memory(self) -> None:
+        try:
+            self._link.notify("container.oom", {"id": self.identifier})
+        except LinkError:
+            return  # nobody is there to hear it
+
     def _exec_ended(self, process: Process, end: Exit) -> None:
         kills = self.cgroup.oom_kills()
         with self._lock:
@@ -332,6 +343,8 @@ class Container:
         _remove_tree(self._directory)
         _remove_tree(self._files_directory)
         self.ended.set()
+        if self._watch is not None:
+            self._watch.close()
 
 
 def _remove_tree(directory: str) -> None:

@@ -370,6 +370,8 @@ class VmSandbox(Sandbox):
 
     def _event(self, name: str, params: dict[str, Any]) -> None:
         """What the agent tells by itself; it is not to be trusted."""
+        if name == "container.oom":
+            self.on_oom()
         if name == "process.exited":
             key = params.get("exec_id")
             if key is not None and not isinstance(key, str):

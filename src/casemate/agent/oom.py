@@ -1,0 +1,134 @@
+"""Want of memory in a container: told when it happens, and ended where the kernel would not end it.
+
+The kernel kills when nothing can be freed. A container that has filled its memory with data of its processes can still
+have the pages of their programs freed, which it needs again at once. Then nothing moves for minutes: every step waits
+for a page that was there a moment ago, and the kernel sees no want. So pressure is watched too (PSI, the kernel's
+Documentation/accounting/psi.rst): a container that stands still for want of memory, with next to nothing left that
+could be freed, has its biggest process killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from _signal import pidfd_send_signal  # type: ignore[import-not-found]  # signal imports enum
+from time import monotonic
+
+from casemate.agent.cgroup import Cgroup
+from casemate.agent.system import SIGKILL, log, read_text
+from casemate.protocol import threads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TRIGGER = "full 1000000 2000000"
+"""Microseconds of standing still within a window of so many; the kernel tells of it once in a window at most."""
+IN_A_ROW = 3
+LAPSE = 6.0
+"""Seconds after which the next word on standing still is not in a row with the last one."""
+LEFT = 16
+"""Less than this part of the limit being free or freeable is next to nothing."""
+
+
+class Watch:
+    """Watches a container's control group until :meth:`close`.
+
+    Arguments:
+        cgroup: of a container that has been made.
+        told: called, on the watch's thread, each time that processes were killed for want of memory.
+    """
+
+    def __init__(self, cgroup: Cgroup, told: Callable[[], None]) -> None:
+        self._cgroup = cgroup
+        self._told = told
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._lock = threads.Lock()
+        self._open = True
+        self._seen = 0
+        self._row = 0
+        self._last = 0.0
+        threads.start(self._run)
+
+    def close(self) -> None:
+        """End the watch; may be called more than once."""
+        with self._lock:
+            if self._open:
+                os.eventfd_write(self._stop, 1)
+
+    def _run(self) -> None:
+        opened = [self._stop]
+        try:
+            poller = select.poll()
+            poller.register(self._stop, select.POLLIN)
+            events = self._register(poller, opened, "memory.events", os.O_RDONLY, "")
+            pressure = self._register(poller, opened, "memory.pressure", os.O_RDWR, TRIGGER)
+            while True:
+                ready = [fd for fd, _ in poller.poll()]
+                if self._stop in ready:
+                    return
+                if events in ready:
+                    os.pread(events, 4096, 0)  # or it would be told again at once
+                if pressure in ready:
+                    self._pressed()
+                self._count()
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # the group has gone with its container
+                log(f"the memory of a container is not watched: {error}")
+        finally:
+            with self._lock:
+                self._open = False
+            for fd in opened:
+                os.close(fd)
+
+    def _register(self, poller: select.poll, opened: list[int], name: str, flags: int, text: str) -> int:
+        """Have changes of a file of the group told; -1 where the kernel has none."""
+        try:
+            fd = os.open(f"{self._cgroup.path}/{name}", flags | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return -1
+        opened.append(fd)
+        if text:
+            os.write(fd, text.encode())
+        poller.register(fd, select.POLLPRI)
+        return fd
+
+    def _count(self) -> None:
+        kills = self._cgroup.oom_kills()
+        if kills > self._seen:
+            self._seen = kills
+            self._row = 0
+            self._told()
+
+    def _pressed(self) -> None:
+        """The container stood still; is that for want of memory that nothing but an end of a process can give?"""
+        now = monotonic()
+        self._row = self._row + 1 if now - self._last < LAPSE else 1
+        self._last = now
+        if not self._cgroup.full(LEFT):
+            self._row = 0
+        if self._row >= IN_A_ROW:
+            self._row = 0
+            self._kill()
+
+    def _kill(self) -> None:
+        """Kill the process that the kernel would kill (proc_pid_oom_score(5))."""
+        scores = {pid: read_text(f"/proc/{pid}/oom_score", 32).strip() for pid in self._cgroup.pids()}
+        found = max(((int(score), pid) for pid, score in scores.items() if score.isdigit()), default=(0, 0))
+        if found[0] == 0:
+            return  # all of them are exempt, or gone
+        try:
+            process = os.pidfd_open(found[1])
+        except ProcessLookupError:
+            return
+        try:
+            # The number may have been given to another process since; the descriptor stays with the one it is of.
+            if self._cgroup.holds(found[1]):
+                self._cgroup.own_kills += 1
+                pidfd_send_signal(process, SIGKILL)
+                log(f"process {found[1]} killed: the container stood still for want of memory")
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(process)
