@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 VM_TESTS = Path(__file__).parent / "vm"
+
+
+def pytest_configure() -> None:
+    """Take signals as usual, whoever started the tests.
+
+    A shell without job control starts what it puts in the background with SIGINT and SIGQUIT ignored, a disposition
+    that programs inherit and casemate rightly leaves alone; the tests send those signals and wait for what they do.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from casemate.keeper.store import Container
 
 
+LOCK_SECONDS = 30.0
+"""How long to wait for another process that works in the same stopped container."""
+
+
 def run_in(container: Container, function: Callable[[], int]) -> int:
     """Run ``function`` in a child that has the container's root filesystem, volumes included, as its root directory.
 
@@ -34,6 +38,16 @@ def run_in(container: Container, function: Callable[[], int]) -> int:
         ContainerError: the root filesystem could not be entered.
     """
     keeper = keeper_pidfd(container)
+    if keeper is None:
+        # Held meanwhile: the same layers mounted twice at once would be undefined.
+        with container.try_lock(LOCK_SECONDS) as locked:
+            if not locked:
+                raise ContainerError(f"container {container.name} is in use by another process", "try again")
+            return _run_in(container, None, function)
+    return _run_in(container, keeper, function)
+
+
+def _run_in(container: Container, keeper: int | None, function: Callable[[], int]) -> int:
     running = keeper is not None
     reader, writer = os.pipe2(os.O_CLOEXEC)
     spec = container.spec

@@ -37,6 +37,9 @@ from casemate.vm.hypervisor import base, drivers, probe
 from casemate.vm.hypervisor.launch import Process, exit_text
 
 AGENT_PORT = "casemate.agent.0"
+MAX_TASKS = 4096
+"""Processes and threads of a sandbox on the host: far more than the keeper's clients and the VMM's devices need, and
+what somebody who has broken out of the machine can make at most."""
 FLUSH_SECONDS = 10.0
 END_SECONDS = 10.0
 """How long a killed process may take to end before the sandbox is given up without it."""
@@ -120,7 +123,7 @@ class VmSandbox(Sandbox):
             identifier,
             memory=(self.memory_mib + config.vmm_overhead) << 20,
             cpu_quota=self.spec.cpus,
-            pids=None,
+            pids=MAX_TASKS,
         )
         self._cgroup.add(os.getpid())
         uid = uids.lease(identifier, config)
