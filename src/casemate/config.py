@@ -18,6 +18,7 @@ from casemate.errors import ConfigError
 
 DEFAULT_FILE = Path("/etc/casemate/config.toml")
 ACCELERATORS = ("auto", "kvm", "tcg")
+TRANSPORTS = ("auto", "serial", "vsock")
 RUN_LENGTH = 81
 """Most characters of ``run``: with ``/0123456789ab/control.sock`` it has to fit into a socket address (unix(7))."""
 
@@ -44,6 +45,8 @@ class Config:
     """What the host control group gets beside the guest's memory: VMM, file server, keeper."""
     vcpus: int = 1
     """Virtual processors when a container does not ask."""
+    transport: str = "serial"
+    """How the agent is reached: ``serial`` (a virtio port), ``vsock``, or ``auto``: vsock where the host has it."""
     parallel_boots: int = 0
     """How many machines may boot at the same time, others wait for their turn; 0 means one for each processor."""
     guest: str = ""
@@ -123,6 +126,8 @@ def _check(config: Config) -> None:
         raise ConfigError(f"run must have at most {RUN_LENGTH} characters, not {config.run}", "choose a shorter path")
     if config.accelerator not in ACCELERATORS:
         raise ConfigError(f"accelerator must be one of {', '.join(ACCELERATORS)}, not {config.accelerator!r}")
+    if config.transport not in TRANSPORTS:
+        raise ConfigError(f"transport must be one of {', '.join(TRANSPORTS)}, not {config.transport!r}")
     bounds = {
         "memory": (64, 1 << 22),
         "memory_minimum": (64, 4096),

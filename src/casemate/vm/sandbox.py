@@ -31,12 +31,11 @@ from casemate.keeper.store import Container
 from casemate.protocol.link import Link
 from casemate.protocol.wire import LinkClosed, LinkError, LinkTimeout, RequestFailed
 from casemate.sandbox import ProcessExit, ProcessStreams, Sandbox, Stream
-from casemate.vm import boots, files, guest, share
+from casemate.vm import boots, files, guest, share, transport
 from casemate.vm.console import Console
 from casemate.vm.hypervisor import base, drivers, probe
 from casemate.vm.hypervisor.launch import Process, exit_text
 
-AGENT_PORT = "casemate.agent.0"
 MAX_TASKS = 4096
 """Processes and threads of a sandbox on the host: far more than the keeper's clients and the VMM's devices need, and
 what somebody who has broken out of the machine can make at most."""
@@ -138,12 +137,12 @@ class VmSandbox(Sandbox):
         self._turn = boots.take(config, identifier, lambda: self._progress("waiting for a turn"), self._gone)
         self._step("machine")
         console_ours, console_theirs = socket.socketpair()
-        agent_ours, agent_theirs = socket.socketpair()
+        way = transport.choose(config)
         self._console = Console(console_ours.detach(), self.container.path / "console.log")
         devices: list[base.Device] = [
             base.Block("casemate-root", bundle.root),
             base.SerialConsole(console_theirs.detach()),
-            base.AgentPort(AGENT_PORT, agent_theirs.detach()),
+            way.device,
             *shares,
             base.Rng(),
             base.Balloon(),
@@ -154,7 +153,7 @@ class VmSandbox(Sandbox):
             name=f"casemate-{ids.short(identifier)}",
             kernel=bundle.kernel,
             initrd=bundle.initrd,
-            cmdline=bundle.cmdline(accelerator.value),
+            cmdline=(*bundle.cmdline(accelerator.value), *way.cmdline),
             memory_mib=self.memory_mib,
             vcpus=max(1, -int(-self.spec.cpus // 1)) if self.spec.cpus else config.vcpus,
             shared_memory=True,
@@ -169,7 +168,10 @@ class VmSandbox(Sandbox):
             self._vm.start()
         except HypervisorError as error:
             raise HypervisorError(self._reason or error.message, error.hint) from None
-        link_fd = agent_ours.detach()
+        try:
+            link_fd = way.connect(config.boot_timeout, self._gone)
+        except HypervisorError as error:
+            raise HypervisorError(self._why(error.message)) from None
         self._link = Link(
             link_fd, link_fd, role="host", version=__version__, on_event=self._event, on_closed=self._link_closed
         )
@@ -406,6 +408,7 @@ class VmSandbox(Sandbox):
 
     def _machine_ended(self, end: base.VmExit) -> None:
         """Whatever still ran in the guest has ended with it."""
+        self._gone.set()
         if self._link is not None:
             self._link.close(end.reason)
         oom = self._cgroup is not None and self._cgroup.oom_kills() > 0
