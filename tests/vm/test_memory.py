@@ -82,12 +82,12 @@ def test_the_guest_has_that_much_and_the_host_bounds_the_whole(bounded: Containe
 
 def test_a_killed_child_is_told_and_the_container_goes_on(bounded: Container, neighbour: Container) -> None:
     assert bounded.cm.inspect("bounded")["State"]["OOMKilled"] is False
-    killed = bounded.exec("sh", "-c", f"{HOG}; echo the child ended with $?")
+    killed = bounded.exec("sh", "-c", f"{HOG}; echo the child ended with $?", timeout=200)
     assert killed.stdout == b"the child ended with 137\n"
     state = bounded.cm.inspect("bounded")["State"]
     assert (state["OOMKilled"], state["Status"]) == (True, "running")
     # A command of exec that is killed says so itself.
-    killed = bounded.exec("sh", "-c", f"exec {HOG}")
+    killed = bounded.exec("sh", "-c", f"exec {HOG}", timeout=200)
     assert killed.returncode == 137
     assert b"out of memory" in killed.stderr and killed.stderr.count(b"\n") == 1
     assert_unharmed(bounded, neighbour)

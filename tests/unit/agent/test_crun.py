@@ -68,7 +68,7 @@ def test_further_processes(box: Box) -> None:
         "tty",
         "/bin/sh",
         "-c",
-        "stty size; tty; read x; echo [$x]; exit 2",
+        "until stty size 2> /dev/null; do :; done; tty; read x; echo [$x]; exit 2",  # exec sets it a moment later
         stdin=True,
         terminal=True,
         size=[21, 42],
