@@ -26,7 +26,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def box(cm: Casemate, debian_image: str, work: Path) -> Iterator[Container]:
     """A container of the Debian image with a volume and a published port."""
-    with detached(cm, "programs", "-v", f"{work}:/work", "-w", "/work", "-p", "8000", image=debian_image) as made:
+    with detached(cm, "programs", "-v", f"{work}:/project", "-w", "/project", "-p", "8000", image=debian_image) as made:
         yield made
 
 
@@ -59,7 +59,7 @@ def test_bash(box: Container, work: Path) -> None:
         "trap 'echo bye' EXIT; exit 3\n"
     )
     (work / "script").chmod(0o755)
-    done = box.exec("/work/script", "last word")
+    done = box.exec("/project/script", "last word")
     assert done.returncode == 3, done.stderr
     assert done.stdout.decode().splitlines() == ["3 1 last word 5050", "through", "143", "b", "bye"]
 
@@ -84,11 +84,11 @@ def test_python_venv_and_unittest(box: Container, work: Path) -> None:
         "            self.assertEqual(sum(pool.map(add, range(100), range(100))), 9900)\n"
     )
     bash(box, "python3 -m venv --without-pip /opt/venv")
-    done = box.exec("bash", "-c", "cd /work/project && /opt/venv/bin/python -m unittest -v sums.test_sums")
+    done = box.exec("bash", "-c", "cd /project/project && /opt/venv/bin/python -m unittest -v sums.test_sums")
     assert done.returncode == 0 and b"Ran 5 tests" in done.stderr, done.stderr
     # And a test that fails is seen to.
     (package / "__init__.py").write_text("def add(a, b):\n    return a - b\n\n\n")
-    done = box.exec("bash", "-c", "cd /work/project && /opt/venv/bin/python -m unittest sums.test_sums")
+    done = box.exec("bash", "-c", "cd /project/project && /opt/venv/bin/python -m unittest sums.test_sums")
     assert done.returncode == 1 and b"failures=2" in done.stderr
 
 
@@ -103,11 +103,11 @@ def test_git_over_a_volume(box: Container, work: Path) -> None:
     bash(box, """
         git config --global user.name c; git config --global user.email c@example.com
         git config --global safe.directory '*'
-        git clone -q /work/origin /root/clone; cd /root/clone; git checkout -q main
+        git clone -q /project/origin /root/clone; cd /root/clone; git checkout -q main
         echo changed >> file1; git mv file2 moved; git rm -q file3; git commit -qam 'by the container'
         git push -q origin main; git fsck --strict
-        cd /work/origin; git fsck --strict; git checkout -q main; git status --porcelain
-        git init -q -b main /work/made; cd /work/made
+        cd /project/origin; git fsck --strict; git checkout -q main; git status --porcelain
+        git init -q -b main /project/made; cd /project/made
         cp -r /root/clone/file* .; git add -A; git commit -qm made; git gc -q
     """)  # fmt: skip
     assert host("git", "log", "--format=%an %s", cwd=origin).splitlines() == ["c by the container", "host by the host"]
@@ -118,7 +118,8 @@ def test_git_over_a_volume(box: Container, work: Path) -> None:
     assert host("git", "fsck", "--strict", cwd=work / "made") == ""
     (work / "made" / "file1").write_text("by the host\n")
     host("git", "commit", "-qam", "again", cwd=work / "made")
-    assert bash(box, "cd /work/made; git fsck --strict; git status --porcelain; git log --format=%s") == "again\nmade"
+    told = bash(box, "cd /project/made; git fsck --strict; git status --porcelain; git log --format=%s")
+    assert told == "again\nmade"
 
 
 def test_gcc_make_and_threads(box: Container, work: Path) -> None:
@@ -160,10 +161,10 @@ def test_tar_and_gzip_of_a_tree(box: Container, work: Path) -> None:
         mkdir -p /tmp/tree; cp -a /etc /usr/lib/python3.*/json /tmp/tree/
         ln -s etc/passwd /tmp/tree/link; ln /tmp/tree/etc/passwd /tmp/tree/hard; mkfifo /tmp/tree/pipe
         chown -R 123:456 /tmp/tree/etc/default; touch -d '2001-02-03 04:05:06' /tmp/tree/etc/hosts.old
-        tar -C /tmp/tree -czf /work/tree.tgz --sort=name .
-        mkdir /work/tree; tar -C /work/tree -xpzf /work/tree.tgz
-        tar -C /tmp/tree -dzf /work/tree.tgz; tar -C /work/tree -dzf /work/tree.tgz
-        diff -r --no-dereference --exclude=pipe /tmp/tree /work/tree
+        tar -C /tmp/tree -czf /project/tree.tgz --sort=name .
+        mkdir /project/tree; tar -C /project/tree -xpzf /project/tree.tgz
+        tar -C /tmp/tree -dzf /project/tree.tgz; tar -C /project/tree -dzf /project/tree.tgz
+        diff -r --no-dereference --exclude=pipe /tmp/tree /project/tree
     """)  # fmt: skip
     # The host unpacks what the container packed, and finds what the container unpacked.
     done = subprocess.run(["tar", "-C", work / "tree", "-dzf", work / "tree.tgz"], capture_output=True, text=True)
@@ -202,9 +203,9 @@ print(db.execute("select count(*), sum(n), sum(length(data)) from t").fetchone()
 db.close()
 """
     (work / "db.py").write_text(script)
-    for where in ("/root/db", "/work/db"):
+    for where in ("/root/db", "/project/db"):
         for mode in ("wal", "delete"):
-            out = bash(box, f"python3 /work/db.py {where} {mode}")
+            out = bash(box, f"python3 /project/db.py {where} {mode}")
             assert out == "(40, 380, 120000) ('ok',)", (where, mode)
     for mode in ("wal", "delete"):
         with contextlib.closing(sqlite3.connect(work / "db" / f"{mode}.db")) as db:
@@ -215,9 +216,9 @@ def test_a_web_server_through_a_published_port(cm: Casemate, env: Environment, b
     body = os.urandom(BIG)
     (work / "www").mkdir()
     (work / "www" / "volume").write_bytes(body)
-    bash(box, "mkdir -p /srv/www; cp /work/www/volume /srv/www/root; ln -s /srv/www /work/www/root")
+    bash(box, "mkdir -p /srv/www; cp /project/www/volume /srv/www/root; ln -s /srv/www /project/www/root")
     port = cm.inspect(box.name)["NetworkSettings"]["Ports"]["8000/tcp"][0]["HostPort"]
-    with cm.popen("exec", box.name, "python3", "-u", "-m", "http.server", "-d", "/work/www", "8000") as server:
+    with cm.popen("exec", box.name, "python3", "-u", "-m", "http.server", "-d", "/project/www", "8000") as server:
         try:
             assert server.stdout is not None and b"Serving HTTP" in server.stdout.readline()
             with world(env.network_number) as outside:

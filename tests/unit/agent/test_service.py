@@ -90,8 +90,8 @@ def test_stdin_that_nobody_reads(box: Box) -> None:
 
 
 def test_signals(box: Box) -> None:
-    box.start("s", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
-    time.sleep(0.3)  # the shell needs a moment until its trap is there, and says nothing when it is
+    started = box.start("s", "sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done")
+    assert started.stdout.recv() == b"ready\n"
     box.link.call("process.signal", {"id": "s", "exec_id": None, "signal": int(signal.SIGTERM), "all": False}, 20)
     assert box.ended.wait("s")["status"] == 3
     params = {"id": "s", "exec_id": None, "signal": 15, "all": False}
