@@ -48,7 +48,9 @@ def run(config: Config, args: Any) -> int:
             sys.stdout.flush()
         elif text:
             print(text, flush=True)
-        if args.no_stream or (named and not rows):
+        if named and not rows:
+            return 1
+        if args.no_stream:
             return 0
 
 

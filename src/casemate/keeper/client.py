@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Stdio = tuple[int | None, int | None, int | None]
 STDIO_NAMES = ("stdin", "stdout", "stderr")
+END_SECONDS = 60.0
+"""How long a keeper that takes no more requests may take to give everything back."""
 
 
 class Session:
@@ -248,8 +250,20 @@ class Client:
         Returns:
             Its exit status.
         """
-        return int(self._request("stop", timeout=timeout, signum=signum)["exited"])
+        return self._end("stop", timeout=timeout, signum=signum)
 
     def wait(self) -> int:
         """Wait for the container's end; its exit status."""
-        return int(self._request("wait")["exited"])
+        return self._end("wait")
+
+    def _end(self, op: str, **arguments: Any) -> int:
+        """A request that is answered at the container's end. One that comes when the keeper takes no more, because it
+        is giving everything back, finds the answer in the state that it leaves."""
+        try:
+            return int(self._request(op, **arguments)["exited"])
+        except NotRunning:
+            self.container.wait_gone(END_SECONDS)
+            state = self.container.state()
+            if state.status != "exited" or state.exit_code is None:
+                raise
+            return state.exit_code

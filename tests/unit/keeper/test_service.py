@@ -246,3 +246,27 @@ def test_descriptors_are_all_given_back(tmp_path: Path) -> None:
     assert session.wait() == 0
     keeper.join()
     assert count() <= before
+
+
+def test_who_asks_while_everything_is_given_back_hears_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Running(tmp_path)
+    cleaning, go_on = threading.Event(), threading.Event()
+
+    def slow(container: Container) -> None:
+        cleaning.set()
+        go_on.wait(20)
+
+    monkeypatch.setattr(reap, "clean_host", slow)
+    keeper.run()
+    keeper.sandbox.end(None, 5)
+    assert cleaning.wait(10)
+    assert keeper.seen.stored_state().status == "running"
+    results: list[int] = []
+    waiter = threading.Thread(target=lambda: results.append(client.Client(keeper.seen).wait()))
+    waiter.start()
+    go_on.set()
+    keeper.join()
+    waiter.join(20)
+    assert results == [5]
