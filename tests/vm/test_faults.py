@@ -78,6 +78,18 @@ def test_killed_part_of_a_running_sandbox(own: Casemate, part: str) -> None:
     own("rm", "victim", check=True)
 
 
+def test_dead_guest_kernel(own: Casemate) -> None:
+    """The agent, which is the guest's first process, can end in no other way than with its kernel."""
+    crash = "mkdir /fresh; mount -t proc proc /fresh; echo c > /fresh/sysrq-trigger; sleep 86400"
+    options = ("--cap-add", "ALL", "--security-opt", "seccomp=unconfined")
+    done = own("run", "--name", "victim", *options, "busybox", "sh", "-c", crash)
+    assert done.returncode == 255
+    assert b"Kernel panic" in done.stderr and len(done.stderr.splitlines()) == 1
+    state = own.inspect("victim")["State"]
+    assert state["Status"] == "exited" and "Kernel panic" in state["Error"]
+    own("rm", "victim", check=True)
+
+
 def test_killed_client_leaves_the_container(own: Casemate) -> None:
     with own.popen("run", "--name", "orphan", "busybox", "sh", "-c", "echo up; sleep 86400") as client:
         assert client.stdout is not None

@@ -45,7 +45,7 @@ class Console:
         """The last line that says something; empty when the guest printed nothing."""
         lines = [line.strip() for line in self.tail().splitlines() if line.strip()]
         for line in reversed(lines):
-            if "panic" in line or "casemate" in line or "Out of memory" in line:
+            if "Kernel panic" in line or "casemate" in line or "Out of memory" in line:
                 return line[:300]
         return lines[-1][:300] if lines else ""
 
