@@ -55,6 +55,7 @@ class Keeper:
         self._end: ProcessExit | None = None
         self._ended = threading.Event()
         self._gone = threading.Event()
+        self._first_gone = False
         self._aborted: ProcessExit | None = None
         self._log = LogWriter(container.path / "log", container.config.log_size << 20)
         self._listener: socket.socket | None = None
@@ -94,7 +95,7 @@ class Keeper:
             if not isinstance(error, CasemateError | OSError):
                 raise
             return
-        self._adopt(None, streams, stdio, self._log, self._container_exited)
+        # On record before any output can be seen: who has seen some may go away and leave the container behind.
         self._update(
             status="running",
             started=time.time(),
@@ -102,6 +103,7 @@ class Keeper:
             ports=self.sandbox.ports,
             guest={key: value for key, value in self.sandbox.info().items() if key != "processes"},
         )
+        self._adopt(None, streams, stdio, self._log, self._container_exited)
         with contextlib.suppress(ControlClosed):
             first.send({"started": os.getpid()})
         self._ended.wait()
@@ -207,6 +209,9 @@ class Keeper:
         with self._lock:
             self._processes[key] = process
             early = self._early.pop(key, None)
+            unattended = key is None and self._first_gone
+        if unattended:
+            process.detach()
         if early is not None:
             process.exited(early)
         return process
@@ -297,6 +302,7 @@ class Keeper:
                 self._session_message(None, message)
         except ControlClosed:
             with self._lock:
+                self._first_gone = True
                 process = self._processes.get(None)
             if process is not None:
                 process.detach()

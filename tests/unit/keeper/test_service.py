@@ -270,3 +270,37 @@ def test_who_asks_while_everything_is_given_back_hears_the_end(
     keeper.join()
     waiter.join(20)
     assert results == [5]
+
+
+def test_who_saw_output_may_go_away_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from casemate.keeper import service
+
+    keeper = Running(tmp_path)
+    process = vars(service)["Process"]
+    reader, writer = os.pipe()
+
+    def late(*arguments: Any) -> Any:
+        made = process(*arguments)
+        keeper.sandbox.streams[None][1].out.put(b"up\n")
+        assert os.read(reader, 3) == b"up\n"
+        keeper.connection.close()
+        assert gone.wait(20)  # the keeper knows that the client went before it knows of the process
+        return made
+
+    gone = threading.Event()
+    client_left = keeper.keeper._first_client
+
+    def first_client(connection: Connection) -> None:
+        client_left(connection)
+        gone.set()
+
+    monkeypatch.setattr(keeper.keeper, "_first_client", first_client)
+    monkeypatch.setattr(service, "Process", late)
+    keeper.ask(("stdout", writer))
+    os.close(writer)
+    assert gone.wait(20)
+    assert os.read(reader, 1) == b""  # detached
+    assert keeper.seen.stored_state().status == "running"
+    keeper.sandbox.end(None, 0)
+    keeper.join()
+    assert keeper.seen.state().exit_code == 0
