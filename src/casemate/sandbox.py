@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,13 +43,188 @@ class ProcessStreams:
 class ProcessExit:
     """How a process ended.
 
-    ``status`` is the exit status, 128 + n after signal n (as the shell says it, and Docker). ``oom`` tells that the
-    memory limit killed something in the container. ``error`` explains an end that was not the process's own doing.
+    ``status`` is the exit status, 128 + n after signal n (as the shell says it, and Docker); ``signal`` is that n.
+    ``oom`` tells that the memory limit killed something in the container. ``error`` explains an end that was not the
+    process's own doing.
     """
 
     status: int
     oom: bool = False
     error: str = ""
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One entry of the main routing table (``ip-route(8)``)."""
+
+    destination: str
+    """In CIDR form; ``0.0.0.0/0`` or ``::/0`` for the default one."""
+    gateway: str | None = None
+    metric: int = 0
+    scope: str = "global"
+    """``global``, ``link`` or ``host``."""
+    source: str | None = None
+    onlink: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A permanent entry of the neighbour table (``ip-neighbour(8)``)."""
+
+    address: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface as the guest is to have it."""
+
+    name: str
+    mac: str
+    mtu: int
+    addresses: tuple[str, ...] = ()
+    """In CIDR form, IPv4 and IPv6."""
+    routes: tuple[Route, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """An interface and the tap behind it, whose descriptor goes to the sandbox."""
+
+    interface: Interface
+    tap_fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A block device of the host for the guest; the descriptor goes to the sandbox."""
+
+    serial: str
+    fd: int
+    read_only: bool = False
+
+
+class PodSandbox(ABC):
+    """One sandbox that holds several containers of an engine, each from a bundle.
+
+    Calls may come from any thread once :meth:`boot` has returned. Every method raises a
+    :class:`casemate.errors.CasemateError` where it fails. ``id`` is a container's, ``exec_id`` names a process in it
+    (None: its first).
+    """
+
+    on_exit: Callable[[str, str | None, ProcessExit], None]
+    """Called once for every process that was made: container, exec id, and how it ended."""
+    on_oom: Callable[[str], None] = staticmethod(lambda id: None)
+    """Called when something in a container was killed for want of memory."""
+    on_end: Callable[[ProcessExit], None] = staticmethod(lambda end: None)
+    """Called when the sandbox ended by itself, after all calls of :attr:`on_exit`."""
+
+    @abstractmethod
+    def boot(self, netns: int, nics: Sequence[Nic], disks: Sequence[Disk], hostname: str) -> None:
+        """Bring the sandbox up. To be called from the thread that lives as long as the sandbox.
+
+        Arguments:
+            netns: descriptor of the network namespace that its processes stand in; not closed.
+            nics, disks: what is there from the start; their descriptors are closed, whatever happens.
+            hostname: of the guest.
+        """
+
+    @abstractmethod
+    def attach(self, id: str, root_fd: int, volumes_fd: int | None) -> None:
+        """Show a container's trees (detached mounts, ``open_tree(2)``) to the guest; the descriptors are closed."""
+
+    @abstractmethod
+    def detach(self, id: str) -> None:
+        """Take the trees of a container away; nothing when there are none."""
+
+    @abstractmethod
+    def create(
+        self, id: str, spec: dict[str, Any], files: list[dict[str, Any]], stdin: bool, size: tuple[int, int] | None
+    ) -> ProcessStreams:
+        """Make a container, whose first process waits for :meth:`start`.
+
+        Arguments:
+            spec: an OCI runtime specification in the guest's paths.
+            files: text files for the container: ``{"path", "mode", "content"}``.
+            stdin: whether standard input stays open for us; else it is empty.
+            size: rows and columns of its terminal, if it has one.
+        """
+
+    @abstractmethod
+    def start(self, id: str) -> None:
+        """Let the container's first process run."""
+
+    @abstractmethod
+    def exec(
+        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None
+    ) -> ProcessStreams:
+        """Start another process (an OCI ``process`` object) in a container."""
+
+    @abstractmethod
+    def signal(self, id: str, exec_id: str | None, signum: int, everyone: bool = False) -> None:
+        """Send a signal to a process, or to all of a container."""
+
+    @abstractmethod
+    def resize(self, id: str, exec_id: str | None, rows: int, columns: int) -> None:
+        """Tell a process's terminal its size."""
+
+    @abstractmethod
+    def pause(self, id: str) -> None:
+        """Stop all processes of a container until :meth:`resume`."""
+
+    @abstractmethod
+    def resume(self, id: str) -> None:
+        """Go on."""
+
+    @abstractmethod
+    def stats(self, id: str) -> dict[str, Any]:
+        """What a container uses, as the guest sees it, and what the host gives for the sandbox."""
+
+    @abstractmethod
+    def update(self, id: str, resources: dict[str, Any]) -> None:
+        """Change a container's bounds (OCI ``linux.resources``)."""
+
+    @abstractmethod
+    def delete(self, id: str) -> None:
+        """Remove a container from the guest, killing what still runs in it; nothing when it is not there."""
+
+    @abstractmethod
+    def plug(self, nic: Nic) -> None:
+        """Add a network interface to the running sandbox; the descriptor is closed, whatever happens."""
+
+    @abstractmethod
+    def unplug(self, mac: str) -> None:
+        """Take a plugged interface away."""
+
+    @abstractmethod
+    def configure(self, interfaces: Sequence[Interface]) -> None:
+        """Bring names, addresses, routes and neighbours of all interfaces up to date."""
+
+    @abstractmethod
+    def plug_disk(self, disk: Disk) -> None:
+        """Add a block device to the running sandbox; the descriptor is closed, whatever happens."""
+
+    @abstractmethod
+    def connect(self, port: int) -> ProcessStreams:
+        """Connect to a TCP port of the guest's loopback: ``stdin`` leads there, ``stdout`` comes from there."""
+
+    @abstractmethod
+    def serve_dns(self, addresses: Sequence[str]) -> ProcessStreams:
+        """Have the guest answer name queries at loopback addresses; queries and answers travel on the streams."""
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """What kernel the sandbox has, its processes, and the like."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Have everything written back that processes wrote; to be called before :meth:`close` when all went well."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the sandbox and give everything back, in whatever state it is; may be called more than once."""
 
 
 class Sandbox(ABC):

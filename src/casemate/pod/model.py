@@ -1,0 +1,103 @@
+"""What is on record of an engine's containers and their sandboxes; see :mod:`casemate.pod.store` for where."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from casemate.errors import StateError
+
+STATUSES = ("creating", "created", "running", "paused", "stopped")
+"""The states of the runtime specification (runtime.md, "State"), and ``paused`` as runc has it."""
+LIVE = ("creating", "created", "running", "paused")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One container; ``record.json`` in its directory. Times are seconds since the epoch."""
+
+    id: str
+    pod: str
+    """The id of its sandbox."""
+    bundle: str
+    status: str = "creating"
+    pid: int = 0
+    """Its stand-in, 0 before there is one."""
+    pid_start: int = 0
+    """When that process began, in clock ticks after the boot (field 22 of ``/proc/PID/stat``): numbers come again."""
+    creator: int = 0
+    creator_start: int = 0
+    """The process that makes the container, of use while the status is ``creating``."""
+    created: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+    annotations: dict[str, str] = field(default_factory=dict)
+    oci_version: str = "1.0.2"
+    terminal: bool = False
+    owner: int = 0
+    """User id of whoever made it."""
+    rootfs: str = ""
+    netns: tuple[int, int] | None = None
+    """Device and inode of the network namespace on the host."""
+    cgroups: tuple[str, ...] = ()
+    """Directories of its control groups on the host, to be removed with it."""
+    unit: str = ""
+    """The systemd scope that holds them, if systemd made them."""
+    execs: dict[str, int] = field(default_factory=dict)
+    """Exec id to the stand-in's process id."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain object for :func:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Record:
+        """The record of a ``record.json``; keys that a newer version wrote are left out.
+
+        Raises:
+            StateError: it is damaged.
+        """
+        record = _read(cls, value, "record.json")
+        if record.status not in STATUSES:
+            raise StateError(f"record.json of a container holds the unknown status {record.status!r}")
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """One sandbox; ``pod.json`` in its directory."""
+
+    id: str
+    keeper: int = 0
+    keeper_start: int = 0
+    created: float = 0.0
+    memory_mib: int = 0
+    guest: dict[str, Any] = field(default_factory=dict)
+    """What the guest said of itself: kernel, memory, boot id, accelerator."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain object for :func:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> PodRecord:
+        """The record of a ``pod.json``.
+
+        Raises:
+            StateError: it is damaged.
+        """
+        return _read(cls, value, "pod.json")
+
+
+def _read(kind: type[T], value: dict[str, Any], name: str) -> T:
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    pairs = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items() if key in known}
+    try:
+        return kind(**pairs)
+    except TypeError as error:
+        raise StateError(f"{name} is damaged ({error})") from None
