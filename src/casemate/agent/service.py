@@ -44,6 +44,7 @@ class Service:
         self._lock = threads.Lock()
         self._containers: dict[str, Container] = {}
         self._methods: dict[str, Callable[[dict[str, Any]], dict[str, Any] | Reply]] = {
+            "container.run": self._start,
             "container.start": self._start,
             "container.exec": self._exec,
             "container.stats": self._stats,

@@ -104,6 +104,10 @@ class Scene:
         assert self.guest.link is not None
         return self.guest.link
 
+    def exited(self, said: dict[str, Any]) -> None:
+        """Have the guest tell of the end of a process."""
+        self.link.notify("process.exited", {"id": self.container.id, **said})
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> NoFiles:
@@ -130,7 +134,7 @@ def test_one_request_prepares_and_starts(scene: Scene) -> None:
     scene.sandbox.boot()
     streams = scene.sandbox.start(True, None)
     method, params = scene.guest.requests.get(timeout=WAIT)
-    assert method == "container.start"
+    assert method == "container.run"
     assert params["spec"]["root"]["path"] == "/run/casemate/share/rootfs"
     assert params["sandbox"]["hostname"] == "box"
     assert params["sandbox"]["interfaces"] == []
@@ -162,10 +166,10 @@ def test_one_request_prepares_and_starts(scene: Scene) -> None:
 def test_an_exit_is_what_it_can_be(scene: Scene, said: dict[str, Any], status: int) -> None:
     scene.sandbox.boot()
     scene.sandbox.start(False, None)
-    scene.link.notify("process.exited", {"exec_id": 5})  # nonsense is passed over
-    scene.link.notify("process.exited", {"exec_id": "never-started", "status": 0})
-    scene.link.notify("process.exited", {"exec_id": None, **said})
-    scene.link.notify("process.exited", {"exec_id": None, "status": 99})  # a second end does not count
+    scene.exited({"exec_id": 5})  # nonsense is passed over
+    scene.exited({"exec_id": "never-started", "status": 0})
+    scene.exited({"exec_id": None, **said})
+    scene.exited({"exec_id": None, "status": 99})  # a second end does not count
     assert scene.ends.get(timeout=WAIT)[1].status == status
     scene.sandbox.info()
     assert scene.ends.empty()
@@ -173,7 +177,7 @@ def test_an_exit_is_what_it_can_be(scene: Scene, said: dict[str, Any], status: i
 
 def test_refusals_have_their_class(scene: Scene) -> None:
     def refuse(method: str, params: dict[str, Any]) -> dict[str, Any]:
-        raise RequestFailed("not-found" if method == "container.start" else "odd", "no frobnicate")
+        raise RequestFailed("not-found" if method == "container.run" else "odd", "no frobnicate")
 
     scene.guest.answer = refuse
     scene.sandbox.boot()

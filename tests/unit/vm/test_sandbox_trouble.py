@@ -14,7 +14,7 @@ import pytest
 from casemate.errors import AgentError, HypervisorError
 from casemate.protocol import wire
 from casemate.protocol.wire import RequestFailed
-from casemate.vm import boots, files, sandbox, share
+from casemate.vm import boots, files, machine, share
 from tests.unit.vm.test_sandbox import NoFiles, Scene
 from tests.unit.vm.test_sandbox import server as server  # a fixture
 
@@ -67,7 +67,7 @@ def test_closing_does_not_wait_for_ever_for_a_file_server(
     scene: Scene, server: NoFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that hangs in a dead network file system does not even die of SIGKILL."""
-    monkeypatch.setattr(sandbox, "END_SECONDS", 0.1)
+    monkeypatch.setattr(machine, "END_SECONDS", 0.1)
     killed = threading.Event()
     monkeypatch.setattr(server, "kill", killed.set)
     monkeypatch.setattr(server, "wait", lambda timeout=None: threading.Event().wait(timeout) or None)

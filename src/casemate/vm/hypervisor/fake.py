@@ -6,17 +6,21 @@ the machine end.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
 from collections.abc import Callable
 
 from casemate.errors import HypervisorError
 from casemate.vm.hypervisor.base import (
+    AgentPort,
     Capabilities,
     Confinement,
     Device,
     ExitCause,
     Hypervisor,
+    SerialConsole,
     Vm,
     VmExit,
     VmSpec,
@@ -167,5 +171,9 @@ class FakeVm(Vm):
 
 def _close(device: Device) -> None:
     fd = device_fd(device)
-    if fd is not None:
-        os.close(fd)
+    if fd is None:
+        return
+    if isinstance(device, AgentPort | SerialConsole):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as copy:
+            copy.shutdown(socket.SHUT_RDWR)  # also for a copy that the test's guest reads: it would have died too
+    os.close(fd)

@@ -1,0 +1,393 @@
+"""One virtual machine with all that belongs to it: console, file servers, user id, turn at booting, link to its agent.
+
+:class:`casemate.vm.sandbox.VmSandbox` puts one container into it, :class:`casemate.vm.pod.VmPod` many.
+
+Its life::
+
+    prepare()                  what there is to run, and as whom
+    serve_files(...)           a device for each tree
+    take_turn()
+    boot(netns, devices)       the agent has said hello
+    calls.begin(...) ...       requests; on_exit, on_oom
+    on_end                     it ended by itself, after the last on_exit
+    flush(), close()
+
+Whoever holds it may close it at any time: one who boots meanwhile finds that at his next step, and has to close again
+what he made since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from casemate import ids
+from casemate.config import Config
+from casemate.errors import CasemateError, HypervisorError
+from casemate.host import uids
+from casemate.host.cgroups import Cgroup
+from casemate.protocol.wire import LinkError
+from casemate.sandbox import ProcessExit
+from casemate.vm import boots, files, guest, transport
+from casemate.vm.calls import ERRORS, Calls, line
+from casemate.vm.console import Console
+from casemate.vm.hypervisor import base, drivers, probe
+from casemate.vm.hypervisor.launch import Process, exit_text
+
+FLUSH_SECONDS = 10.0
+END_SECONDS = 10.0
+"""How long a killed process may take to end before the machine is given up without it."""
+LAST_WORDS_SECONDS = 2.0
+"""How long what a machine said before its end may take to be heard."""
+_FACTS: Mapping[str, type] = {
+    "kernel": str, "uptime_ms": int, "mem_total": int, "boot_id": str, "agent_version": str, "python": str,
+}  # fmt: skip
+"""What is believed of a guest's word on itself, and of what type."""
+
+
+class Machine:
+    """A virtual machine and its helpers. Methods may be called from any thread once :meth:`boot` has returned.
+
+    Arguments:
+        config: the configuration in force.
+        identifier: the sandbox's id.
+        directory: where its logs are kept.
+        run_path: its run directory, made where it is missing.
+        memory_mib, cpus: the guest's memory, and processors such as 1.5 (the configured number when None).
+        on_exit: called once for every process that was started: its container, its exec id, and how it ended.
+        on_oom: called when something in a container was killed for want of memory.
+        on_end: called once when a machine that has booted ended by itself, after all calls of ``on_exit``.
+        progress: told what is being done.
+        hypervisor: the driver to use; the configured one when None.
+        errors, hint: see :class:`casemate.vm.calls.Calls`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        identifier: str,
+        directory: Path,
+        run_path: Path,
+        *,
+        memory_mib: int,
+        cpus: float | None,
+        on_exit: Callable[[str, str | None, ProcessExit], None],
+        on_oom: Callable[[str], None],
+        on_end: Callable[[ProcessExit], None] = lambda end: None,
+        progress: Callable[[str], None] = lambda what: None,
+        hypervisor: base.Hypervisor | None = None,
+        errors: Mapping[str, type[CasemateError]] = ERRORS,
+        hint: str = "",
+    ) -> None:
+        self.config = config
+        self.identifier = identifier
+        self.directory = directory
+        self.run_path = run_path
+        self.memory_mib = memory_mib
+        self.vcpus = max(1, -int(-cpus // 1)) if cpus else config.vcpus
+        self.calls = Calls(config.call_timeout, on_exit, on_oom, self.why, errors, hint)
+        self.cgroup: Cgroup | None = None
+        """The control group that its processes join and whose figures are its; to be set before the first of them."""
+        self.closed = False
+        self._on_end = on_end
+        self._progress = progress
+        self._hypervisor = hypervisor or drivers.driver(config)
+        self._lock = threading.Lock()
+        self._closing = threading.Lock()
+        self._gone = threading.Event()
+        self._heard = threading.Event()
+        self._booted = False
+        self._over = False
+        self._flushed = False
+        self._turn: boots.Turn | None = None
+        self._files: list[Process] = []
+        self._console: Console | None = None
+        self._vm: base.Vm | None = None
+        self._uid = -1
+        self._bundle: guest.GuestBundle | None = None
+        self._accelerator = base.Accelerator.TCG
+        self._reason = ""
+        self._kills = 0
+        self._facts: dict[str, Any] = {}
+
+    # ---- birth
+
+    def prepare(self) -> None:
+        """Find out what is to be run, and lease a user id for it.
+
+        Raises:
+            CasemateError: there is no guest, or no way to run it.
+        """
+        self._bundle = guest.find(self.config.root, self.config.guest)
+        choice = probe.choose(self.config)
+        self._accelerator = choice.accelerator
+        self._facts = {
+            "accelerator": choice.accelerator.value,
+            "accelerator_reason": choice.reason,
+            "bundle": self._bundle.digest,
+        }
+        self.run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._uid = uids.lease(self.identifier, self.config)
+
+    def step(self, what: str) -> None:
+        """Tell what comes next.
+
+        Raises:
+            HypervisorError: somebody has closed the machine meanwhile.
+        """
+        if self.closed:
+            raise HypervisorError("the sandbox was closed while it came up")
+        self._progress(what)
+
+    def serve_files(self, tag: str, tree: Path, keep: int) -> base.SharedFs:
+        """Start a file server, and watch over it; the device that shows its files to the guest.
+
+        Arguments:
+            tag: what the guest mounts.
+            tree: a directory in this process's mount namespace.
+            keep: see :func:`casemate.vm.files.start`.
+
+        Raises:
+            CasemateError: it does not start.
+        """
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            messages = Console(reader, self.directory / f"{tag}.log")  # bounded: the guest can make it complain
+            server, fd = files.start(self.config, tree, keep, self.run_path, writer, self._procs())
+        finally:
+            os.close(writer)
+        self._files.append(server)
+        threading.Thread(target=self._watch_files, args=(server, messages), name="files", daemon=True).start()
+        return base.SharedFs(tag, fd, id=tag)
+
+    def _procs(self) -> tuple[Path, ...]:
+        return self.cgroup.procs_files() if self.cgroup is not None else ()
+
+    def take_turn(self) -> None:
+        """Wait until few enough machines boot at the same time. :meth:`end_turn` and :meth:`close` give it back."""
+        self._turn = boots.take(
+            self.config, self.identifier, lambda: self._progress("waiting for a turn"), self._gone
+        )
+
+    def end_turn(self) -> None:
+        """Let the next one boot; nothing when that was done."""
+        if self._turn is not None:
+            self._turn.end()
+
+    def boot(self, netns: int, devices: Sequence[base.Device], *, slots: int = 0) -> None:
+        """Start the machine and wait for its agent.
+
+        Arguments:
+            netns: the network namespace for the VMM; not closed.
+            devices: shared file systems, disks and interfaces; their descriptors belong to the machine, whatever
+                happens.
+            slots: how many devices can be plugged in later.
+
+        Raises:
+            CasemateError: what stood in the way; :meth:`close` then gives back what was already there.
+        """
+        bundle = self._bundle
+        assert bundle is not None  # prepare() has returned
+        console_ours, console_theirs = socket.socketpair()
+        self._console = Console(console_ours.detach(), self.directory / "console.log")
+        owned: list[base.Device] = [base.SerialConsole(console_theirs.detach()), *devices]
+        try:
+            way = transport.choose(self.config)
+            owned.append(way.device)
+            spec = base.VmSpec(
+                name=f"casemate-{ids.short(self.identifier)}",
+                kernel=bundle.kernel,
+                initrd=bundle.initrd,
+                cmdline=(*bundle.cmdline(self._accelerator.value), *way.cmdline),
+                memory_mib=self.memory_mib,
+                vcpus=self.vcpus,
+                shared_memory=True,
+                accelerator=self._accelerator,
+                devices=(
+                    base.Block("casemate-root", bundle.root), owned[0], way.device, *devices, base.Rng(), base.Balloon()
+                ),
+                log=self.directory / "vmm.log",
+                hotplug_slots=slots,
+            )  # fmt: skip
+        except BaseException:
+            close_devices(owned)
+            raise
+        self._kills = self._oom_kills()
+        jail = base.Confinement(uid=self._uid, gid=self._uid, cgroup_procs=self._procs(), netns_fd=netns)
+        self._vm = self._hypervisor.create(spec, jail)
+        self._vm.on_exit(self._ended)
+        try:
+            self._vm.start()
+        except HypervisorError as error:
+            raise HypervisorError(self._reason or error.message, error.hint) from None
+        try:
+            link_fd = way.connect(self.config.boot_timeout, self._gone)
+        except HypervisorError as error:
+            raise HypervisorError(self.why(error.message)) from None
+        self.step("guest")
+        try:
+            hello = self.calls.connect(link_fd, self.config.boot_timeout, self._link_closed)
+        except LinkError as error:
+            raise HypervisorError(f"the guest did not come up: {self.why(str(error))}") from None
+        self._facts["agent"] = line(str(hello.get("version")), 64)
+        with self._lock:
+            self._booted = not self._over
+        if not self._booted:
+            raise HypervisorError(f"the guest did not come up: {self.why('it is gone')}")
+
+    def why(self, said: str) -> str:
+        """The best reason known for a guest's silence.
+
+        Arguments:
+            said: what the link says of it.
+        """
+        if self._vm is not None and (end := self._vm.wait(1.0)) is not None:
+            last = self._last_line()
+            return f"{end.reason}; its console says: {last}" if last else end.reason
+        return said
+
+    def _last_line(self) -> str:
+        if self._console is None:
+            return ""
+        self._console.join(1.0)
+        return self._console.last_line()
+
+    # ---- life
+
+    def vm(self) -> base.Vm:
+        """The VMM.
+
+        Raises:
+            HypervisorError: there is none yet.
+        """
+        if self._vm is None:
+            raise HypervisorError("the sandbox has not been booted")
+        return self._vm
+
+    def learn(self) -> None:
+        """Ask the guest what it is, for :meth:`info`; what it does not tell stays out."""
+        with contextlib.suppress(CasemateError):
+            self._facts.update(_believed(self.calls.call("sandbox.info", {})))
+
+    def info(self) -> dict[str, Any]:
+        """What was learnt of the guest, and the ids of the machine's processes."""
+        processes = {"keeper": os.getpid()}
+        if self._vm is not None:
+            processes["vmm"] = self._vm.pid
+        for name, server in zip(("files", "volumes"), self._files, strict=False):
+            processes[name] = server.pid
+        return {**self._facts, "memory_mib": self.memory_mib, "processes": processes}
+
+    def usage(self) -> dict[str, Any]:
+        """What the host gives for the machine; nothing where it does not count."""
+        if self.cgroup is None:
+            return {}
+        usage = self.cgroup.usage()
+        return {"memory": usage.memory, "memory_peak": usage.memory_peak, "cpu_us": usage.cpu_us}
+
+    # ---- ends
+
+    def _oom_kills(self) -> int:
+        return self.cgroup.oom_kills() if self.cgroup is not None else 0
+
+    def _link_closed(self, reason: str) -> None:
+        """The link ended: the guest broke the protocol, or is gone. Either way the machine ends now."""
+        self._heard.set()
+        with self._lock:
+            self._reason = self._reason or reason
+        if self._vm is not None and not self.closed:
+            self._vm.wait(0.5)  # it says better why, if it is at its end by itself
+            self._vm.kill()
+
+    def _ended(self, end: base.VmExit) -> None:
+        """Whatever still ran in the guest has ended with it."""
+        self._gone.set()
+        with self._lock:
+            self._over = True
+        if self._booted and not self.closed:
+            self._heard.wait(LAST_WORDS_SECONDS)  # ends that it told of before its own are as it told them
+        self.calls.close(end.reason)
+        oom = self._oom_kills() > self._kills
+        last = self._last_line()
+        if "Out of memory" in last or "deadlocked on memory" in last:
+            oom = True
+        number = signal.SIGKILL if oom else end.signal
+        killed = end.cause is base.ExitCause.STOPPED
+        reason = f"the virtual machine ended: {self._reason if killed and self._reason else end.reason}"
+        if last and not oom and not end.signal:
+            reason += f" (console: {last})"
+        if oom:
+            reason = "out of memory: the sandbox reached its limit"
+        final = ProcessExit(128 + number if number else 255, oom=oom, error=reason, signal=number)
+        self.calls.end_all(final, LAST_WORDS_SECONDS)
+        if self._booted and not self._flushed and not self.closed:
+            self._on_end(final)
+
+    def _watch_files(self, server: Process, messages: Console) -> None:
+        """A guest without its files is of no use, and would wait for them for ever."""
+        code = server.wait()
+        if not self.closed:
+            how = "" if code is None else f" with {exit_text(code)}"
+            messages.join(1.0)
+            said = messages.last_line()
+            with self._lock:
+                self._reason = self._reason or f"the file server died{how}" + (f": {said}" if said else "")
+            if self._vm is not None:
+                self._vm.kill()
+
+    def flush(self) -> None:
+        """Have the guest write everything back; what is mapped and dirty would be lost with the machine."""
+        if self.calls.connected:
+            self._flushed = True
+            with contextlib.suppress(CasemateError):
+                self.calls.call("sandbox.shutdown", {}, FLUSH_SECONDS)
+
+    def close(self) -> bool:
+        """End the machine, in whatever state it is; may be called more than once.
+
+        Returns:
+            whether all of its processes have ended, so that nobody runs as its user id.
+        """
+        self.closed = True
+        self._gone.set()
+        with self._closing:
+            over = True
+            if self._vm is not None:
+                self._vm.kill()
+                over = self._vm.wait(END_SECONDS) is not None
+            self.calls.close("the sandbox is closed")
+            for server in self._files:
+                server.kill()
+                if server.wait(END_SECONDS) is not None:
+                    server.close()
+                else:
+                    over = False
+            self.end_turn()
+        return over
+
+
+def close_devices(devices: Sequence[base.Device]) -> None:
+    """Close the descriptors that devices hold."""
+    for device in devices:
+        fd = base.device_fd(device)
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def _believed(said: dict[str, Any]) -> dict[str, Any]:
+    """Of what the agent says of its guest, what has the right type and size: it goes into the state on disk."""
+    facts: dict[str, Any] = {}
+    for key, kind in _FACTS.items():
+        value = said.get(key)
+        if kind is str and isinstance(value, str):
+            facts[key] = line(value, 128)
+        elif kind is int and type(value) is int and 0 <= value < 1 << 63:
+            facts[key] = value
+    return facts
