@@ -2,7 +2,7 @@
 
 Every function raises ``OSError`` with the call's errno. ctypes is imported by the first call, not by this module: it
 costs two milliseconds that many commands never need. The numbers given to ``syscall(2)`` are those of the calls added
-since Linux 5.0, which are the same on every architecture; ``pivot_root`` is older and has one for each.
+since Linux 5.0, which are the same on every architecture; ``pivot_root`` and ``bpf`` are older and have one for each.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "s390x": 217, "ppc64le": 203}
 
 
@@ -126,3 +127,15 @@ def mount_setattr(fd: int, path: str, flags: int, *, set_: int = 0, clear: int =
         _MOUNT_SETATTR, f"mount_setattr {path or fd}", fd, os.fsencode(path), flags,
         ctypes.byref(attributes), ctypes.sizeof(attributes),
     )
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """``bpf(2)`` with a ``union bpf_attr``; descriptors that it returns are close-on-exec.
+
+    Raises OSError(ENOSYS) on an architecture that is not in the table.
+    """
+    import ctypes
+
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    number = _BPF.get(os.uname().machine, -1)
+    return _syscall(number, "bpf", command, ctypes.byref(buffer), len(attributes))
