@@ -4,6 +4,8 @@
 
     CasemateError
     ├── UsageError            a bad option, name or value
+    │   ├── BadBundle         a bundle breaks the OCI runtime specification or a bound
+    │   └── Unsupported       what was asked for cannot be had behind a kernel of its own
     ├── ConfigError           the configuration file is wrong
     ├── HostError             the host lacks something (root, a program, a device, space)
     ├── ImageError            an image is bad, missing or in use
@@ -56,6 +58,18 @@ class UsageError(CasemateError):
 
     code = "usage"
     exit_status = 125
+
+
+class BadBundle(UsageError):
+    """A bundle's ``config.json`` or a process object breaks the OCI runtime specification, or a bound."""
+
+    code = "bad-bundle"
+
+
+class Unsupported(UsageError):
+    """What was asked for is well formed and cannot be had behind a kernel of its own."""
+
+    code = "unsupported"
 
 
 class ConfigError(CasemateError):
