@@ -157,7 +157,7 @@ def mounts_below(directory: Path | str) -> list[str]:
     found = []
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            path = _unescape(line.split(b" ")[4])
+            path = unescape(line.split(b" ")[4])
             if path == top or path.startswith(top.rstrip("/") + "/"):
                 found.append(path)
     return found[::-1]
@@ -258,7 +258,7 @@ def _name(place: Place) -> str:
         return f"descriptor {place}"
 
 
-def _unescape(field: bytes) -> str:
+def unescape(field: bytes) -> str:
     """A path of mountinfo: space, tab, newline and backslash are written as three octal digits."""
     parts = field.split(b"\\")
     plain = parts[0] + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in parts[1:])

@@ -19,6 +19,7 @@ MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 18, 1 << 19, 1 << 20
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 # unshare(2), setns(2)
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWPID = 0x04000000, 0x08000000, 0x20000000
 # prctl(2)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME = 1, 4, 15
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
@@ -48,6 +49,11 @@ def _libc() -> Any:
     libc.prctl.argtypes = (ctypes.c_int, number, number, number, number)
     libc.syscall.restype = ctypes.c_long
     return libc
+
+
+def prepare() -> None:
+    """Load what the calls need, for who is about to fork and to make them on both sides."""
+    _libc()
 
 
 def _done(result: int, what: str) -> int:
@@ -91,6 +97,12 @@ def setns(fd: int, kind: int) -> None:
 def prctl(option: int, argument: int = 0) -> int:
     """``prctl(2)`` with one number; the unused arguments are zero, as the kernel demands for some options."""
     return _done(_libc().prctl(option, argument, 0, 0, 0), f"prctl {option}")
+
+
+def setdomainname(name: str) -> None:
+    """``setdomainname(2)``: of the calling thread's UTS namespace."""
+    data = os.fsencode(name)
+    _done(_libc().setdomainname(data, len(data)), "setdomainname")
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

@@ -98,7 +98,7 @@ def test_routes_that_the_network_would_hide(tmp_path: Path) -> None:
 @given(st.binary(min_size=1).filter(lambda name: b"\0" not in name))
 def test_mountinfo_names(name: bytes) -> None:
     escaped = b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in name)
-    assert os.fsencode(mounts._unescape(escaped)) == name
+    assert os.fsencode(mounts.unescape(escaped)) == name
 
 
 def test_a_program_that_is_run() -> None:
