@@ -48,11 +48,17 @@ class Usage:
     pids: int | None
 
 
-def hierarchies(mountinfo: str = "/proc/self/mountinfo") -> list[Hierarchy]:
-    """The trees that are mounted, version 1 first (``proc_pid_mountinfo(5)``)."""
+def hierarchies(mountinfo: str = "/proc/self/mountinfo", *, every: bool = False) -> list[Hierarchy]:
+    """The trees that are mounted, version 1 first (``proc_pid_mountinfo(5)``).
+
+    Arguments:
+        every: those of version 1 too that bound nothing of ours, and those that have a name and no controller.
+    """
     old: list[Hierarchy] = []
     new: list[Hierarchy] = []
     known = {"cpu", "cpuacct", "memory", "pids", "freezer", "cpuset", "devices", "blkio", "io"}
+    if every:
+        known |= {"perf_event", "net_cls", "net_prio", "hugetlb", "rdma", "misc"}
     with open(mountinfo) as file:
         for line in file:
             front, dash, back = line.partition(" - ")
@@ -61,7 +67,8 @@ def hierarchies(mountinfo: str = "/proc/self/mountinfo") -> list[Hierarchy]:
                 continue
             mount = Path(fields[4].encode().decode("unicode_escape"))
             if rest[0] == "cgroup":
-                controllers = frozenset(rest[2].split(",")) & known
+                words = rest[2].split(",")
+                controllers = frozenset(word for word in words if word in known or (every and word[:5] == "name="))
                 if controllers and not any(controllers & other.controllers for other in old):
                     old.append(Hierarchy(mount, controllers, False))
             elif rest[0] == "cgroup2" and not new:
@@ -82,6 +89,8 @@ class Cgroup:
     """Controller to directory; the version 2 directory is also under ``unified``."""
     missing: tuple[str, ...] = ()
     """Of :data:`WANTED`, what this host does not offer."""
+    parent: str = PARENT
+    """Where the group is, for messages."""
 
     @classmethod
     def create(
@@ -121,7 +130,7 @@ class Cgroup:
         if tree.unified:
             for place in (tree.mount, parent):
                 for controller in sorted(tree.controllers & set(WANTED)):
-                    _enable(place, controller)
+                    enable(place, controller)
         _mkdir(directory)
         if tree.unified:
             self.directories["unified"] = directory
@@ -151,7 +160,7 @@ class Cgroup:
                 self._write("pids", "pids.max", str(pids))
         except OSError as error:
             raise HostError(
-                f"cannot bound control group {PARENT}/{self.name}: {error.strerror} ({error.filename})",
+                f"cannot bound control group {self.parent}/{self.name}: {error.strerror} ({error.filename})",
                 "ask for more memory than is in use" if error.errno == errno.EBUSY else "run as root",
             ) from None
 
@@ -188,7 +197,7 @@ class Cgroup:
         """Ids of the processes in the group and in groups below it, in whichever hierarchy."""
         found: set[int] = set()
         for top in self._distinct():
-            for directory in _tree(top):
+            for directory in subtree(top):
                 try:
                     found.update(int(word) for word in (directory / "cgroup.procs").read_text().split())
                 except (OSError, ValueError):
@@ -241,7 +250,7 @@ class Cgroup:
             raise HostError("this host cannot freeze processes", "mount cgroup2 or the freezer controller")
         if not done:
             verb = "stop" if frozen else "go on"
-            raise HostError(f"processes of {PARENT}/{self.name} would not {verb} in {timeout} s")
+            raise HostError(f"processes of {self.parent}/{self.name} would not {verb} in {timeout} s")
 
     def kill(self, timeout: float = KILL_SECONDS) -> None:
         """End every process of the group with SIGKILL and return when all are gone.
@@ -253,7 +262,7 @@ class Cgroup:
         deadline = time.monotonic() + timeout
         if os.getpid() in self.processes():
             raise HostError(
-                f"process {os.getpid()} is itself in {PARENT}/{self.name}", "give the casemate group to root alone"
+                f"process {os.getpid()} is itself in {self.parent}/{self.name}", "give the casemate group to root alone"
             )
         while True:
             if "unified" in self.directories:
@@ -265,7 +274,7 @@ class Cgroup:
                 if not left:
                     return
                 raise HostError(
-                    f"processes {left[:10]} of {PARENT}/{self.name} do not die", "see dmesg for a stuck device"
+                    f"processes {left[:10]} of {self.parent}/{self.name} do not die", "see dmesg for a stuck device"
                 )
 
     def _kill_each(self, deadline: float) -> bool:
@@ -310,7 +319,7 @@ class Cgroup:
         """
         deadline = time.monotonic() + timeout
         for top in self._distinct():
-            for directory in reversed(_tree(top)):
+            for directory in reversed(subtree(top)):
                 self._rmdir(directory, deadline)
         self.directories.clear()
 
@@ -419,7 +428,7 @@ def _mkdir(path: Path) -> None:
         return
 
 
-def _enable(directory: Path, controller: str) -> None:
+def enable(directory: Path, controller: str) -> None:
     """Let children of ``directory`` have ``controller``; where the kernel refuses, it stays missing."""
     path = directory / "cgroup.subtree_control"
     try:
@@ -432,8 +441,8 @@ def _enable(directory: Path, controller: str) -> None:
             raise
 
 
-def _tree(top: Path) -> list[Path]:
-    """``top`` and the groups below it, parents first."""
+def subtree(top: Path) -> list[Path]:
+    """The group ``top`` and the groups below it, parents first."""
     found = [(top, 0)]
     for directory, depth in found:  # grows while it is walked
         if depth < MAX_DEPTH:

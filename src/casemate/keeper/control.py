@@ -19,7 +19,7 @@ from typing import Any
 from casemate.errors import ContainerError, HostError
 
 MAX_MESSAGE = 4 << 20
-MAX_FDS = 4
+MAX_FDS = 16
 SOCKET_NAME = "control.sock"
 
 _LENGTH = struct.Struct(">I")

@@ -17,7 +17,6 @@ import errno
 import fcntl
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from pathlib import Path
 from casemate import ids, jsonfile
 from casemate.config import Config
 from casemate.errors import HostError, NameInUse, NoSuchContainer, StateError, StillRunning
+from casemate.keeper import locks
 from casemate.keeper.model import ContainerSpec, ContainerState
 
 __all__ = ["Container", "ContainerSpec", "ContainerState", "Store"]
@@ -123,21 +123,8 @@ class Container:
         Arguments:
             timeout: how many seconds to wait for who has it.
         """
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            yield False
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            locked = timeout > 0 and _wait_for_lock(descriptor, timeout)
-        try:
+        with locks.hold(self.path / "lock", timeout) as locked:
             yield locked
-        finally:
-            if locked or timeout <= 0:
-                os.close(descriptor)
 
     def wait_gone(self, timeout: float) -> bool:
         """Wait until no process has this container any more.
@@ -217,28 +204,6 @@ def _remove(path: Path) -> None:
             remove_tree(path)
         finally:
             os.close(descriptor)
-
-
-def _wait_for_lock(descriptor: int, timeout: float) -> bool:
-    """Wait for a flock(2), which itself knows no time limit; the descriptor is closed when the time is up."""
-    guard = threading.Lock()
-    got, given_up = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with guard:
-            got.set()
-            if given_up.is_set():
-                os.close(descriptor)
-
-    threading.Thread(target=wait, name="lock", daemon=True).start()
-    if got.wait(timeout):
-        return True
-    with guard:
-        if got.is_set():
-            return True
-        given_up.set()
-        return False
 
 
 class Store:

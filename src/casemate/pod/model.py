@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from casemate.errors import StateError
+from casemate.errors import StateError, UsageError
 
 STATUSES = ("creating", "created", "running", "paused", "stopped")
 """The states of the runtime specification (runtime.md, "State"), and ``paused`` as runc has it."""
+PODS = ".pods"
+"""Where the sandboxes are, beside the containers."""
 LIVE = ("creating", "created", "running", "paused")
 
+MAX_ID = 200
+"""Longest id of a container: a name of a directory, also with a prefix."""
+_ID = re.compile(r"[A-Za-z0-9_+.-]+\Z", re.ASCII)
+_GUEST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z", re.ASCII)
+
 T = TypeVar("T")
+
+
+def check_id(id: str) -> str:
+    """Return ``id`` when it may name a container: what runc allows, and no name that means something to a path.
+
+    Raises:
+        UsageError: it may not.
+    """
+    if _ID.match(id) is None or id in (".", "..", PODS) or len(id) > MAX_ID:
+        raise UsageError(f"invalid container id {id[:80]!r}", f"use 1 to {MAX_ID} of [a-zA-Z0-9_+.-]")
+    return id
+
+
+def guest_name(id: str) -> str:
+    """What a container is called in its guest and in the paths of its trees: its id where that serves, else a name
+    made from it."""
+    if _GUEST_NAME.match(id) is not None:
+        return id
+    return hashlib.sha256(id.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
