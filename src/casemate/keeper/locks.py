@@ -1,4 +1,4 @@
-"""Locks that tell who is alive: flock(2) on a file, held by a keeper for its life and freed by its end, whatever it is."""
+"""Locks that tell who is alive: flock(2) on a file, held by a keeper for its life and freed by its end."""
 
 from __future__ import annotations
 
