@@ -41,6 +41,7 @@ RLIMITS = words(
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 SECCOMP_ACTIONS = words("KILL KILL_PROCESS KILL_THREAD TRAP ERRNO TRACE ALLOW LOG NOTIFY", "SCMP_ACT_")
 SECCOMP_OPERATORS = words("NE LT LE EQ GE GT MASKED_EQ", "SCMP_CMP_")
+SECCOMP_FLAGS = words("TSYNC LOG SPEC_ALLOW WAIT_KILLABLE_RECV", "SECCOMP_FILTER_FLAG_")
 CAPABILITY_SETS = words("bounding effective inheritable permitted ambient")
 
 _I64 = (1 << 63) - 1
@@ -297,7 +298,7 @@ _SECCOMP = table(
         "defaultAction": choice(SECCOMP_ACTIONS),
         "defaultErrnoRet": _id32,
         "architectures": array(text(64), 64),
-        "flags": array(text(64), 16),
+        "flags": array(choice(SECCOMP_FLAGS), 16),
         "listenerPath": _word,
         "listenerMetadata": _word,
         "syscalls": array(

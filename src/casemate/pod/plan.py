@@ -26,7 +26,7 @@ from typing import Any
 
 from casemate.errors import BadBundle, Unsupported
 from casemate.oci import bundle
-from casemate.oci.schema import words
+from casemate.oci.schema import CAPABILITY_SETS, words
 from casemate.oci.spec import CAPABILITIES
 from casemate.pod import devices
 from casemate.pod.devices import DiskPlan
@@ -416,11 +416,11 @@ def _ignore_label(label: str, where: str, warnings: list[str]) -> None:
 
 def _capabilities(sets: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
     """Names that the kernel does not know are left out with a warning, as runc does."""
-    unknown = sorted({name for names in sets.values() if isinstance(names, list) for name in names} - {*CAPABILITIES})
+    kinds = [kind for kind in CAPABILITY_SETS if kind in sets]
+    unknown = sorted({name for kind in kinds for name in sets[kind]} - {*CAPABILITIES})
     if unknown:
         warnings.append(f"unknown capabilities are ignored: {', '.join(unknown[:10])}")
-    kinds = ("bounding", "effective", "inheritable", "permitted", "ambient")
-    return {kind: [name for name in sets[kind] if name in CAPABILITIES] for kind in kinds if kind in sets}
+    return {kind: [name for name in sets[kind] if name in CAPABILITIES] for kind in kinds}
 
 
 def _rlimit(limit: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
