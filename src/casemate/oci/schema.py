@@ -35,6 +35,12 @@ def words(text: str, prefix: str = "") -> tuple[str, ...]:
     return tuple(prefix + word for word in text.split())
 
 
+_FLAGS = words(
+    "ro rw suid nosuid dev nodev exec noexec sync async dirsync atime noatime diratime nodiratime relatime norelatime "
+    "strictatime nostrictatime"
+)
+MOUNT_FLAGS = frozenset((*_FLAGS, *(f"r{flag}" for flag in _FLAGS if "sync" not in flag)))
+"""Mount options that every file system has, and their forms for all mounts below (mount_setattr(2))."""
 RLIMITS = words(
     "AS CORE CPU DATA FSIZE LOCKS MEMLOCK MSGQUEUE NICE NOFILE NPROC RSS RTPRIO RTTIME SIGPENDING STACK", "RLIMIT_"
 )

@@ -26,7 +26,7 @@ from typing import Any
 
 from casemate.errors import BadBundle, Unsupported
 from casemate.oci import bundle
-from casemate.oci.schema import CAPABILITY_SETS, words
+from casemate.oci.schema import CAPABILITY_SETS, MOUNT_FLAGS, words
 from casemate.oci.spec import CAPABILITIES
 from casemate.pod import devices
 from casemate.pod.devices import DiskPlan
@@ -56,12 +56,6 @@ OPTIONS = {"pid": "--pid", "ipc": "--ipc", "uts": "--uts", "network": "--network
 
 KERNEL_TYPES = frozenset(words("proc sysfs devpts mqueue tmpfs ramfs binfmt_misc bpf debugfs tracefs securityfs"))
 CGROUP_TYPES = ("cgroup", "cgroup2")
-_FLAGS = words(
-    "ro rw suid nosuid dev nodev exec noexec sync async dirsync atime noatime diratime nodiratime relatime norelatime "
-    "strictatime nostrictatime"
-)
-FLAGS = frozenset((*_FLAGS, *(f"r{flag}" for flag in _FLAGS)))
-"""Mount options that every file system has, and their forms for all mounts below."""
 PROPAGATION = {
     "private": "private", "rprivate": "rprivate", "slave": "slave", "rslave": "rslave",
     "shared": "slave", "rshared": "rslave", "unbindable": "unbindable", "runbindable": "runbindable",
@@ -303,7 +297,7 @@ def _mount(mount: dict[str, Any], work: _Work) -> dict[str, Any]:
     kind = mount.get("type") or ""
     options = list(mount.get("options", ()))
     if kind in CGROUP_TYPES:
-        kept = [option for option in options if option in FLAGS or option in PROPAGATION]
+        kept = [option for option in options if option in MOUNT_FLAGS or option in PROPAGATION]
         return {"destination": destination, "type": "cgroup", "source": "cgroup", "options": _propagated(kept)}
     if kind not in KERNEL_TYPES:
         raise Unsupported(
@@ -336,7 +330,7 @@ def _bind(mount: dict[str, Any], work: _Work) -> dict[str, Any]:
         work.warnings.append(
             f"the mount on {destination} is not shared: mounts of the host appear in the container, not the reverse"
         )
-    flags = [option for option in options if option in FLAGS]
+    flags = [option for option in options if option in MOUNT_FLAGS]
     writable = [option for option in flags if option in ("ro", "rw", "rro", "rrw")]
     if len(work.volumes) >= MAX_VOLUMES:
         raise Unsupported(f"more than {MAX_VOLUMES} bind mounts are too many")
