@@ -1,0 +1,174 @@
+"""The shim itself: what all its services share, its containers, its beginning and its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from casemate.shim import messages, status, wire
+from casemate.shim.children import Children
+from casemate.shim.container import Container
+from casemate.shim.events import Publisher
+from casemate.shim.fifos import Arrivals
+from casemate.shim.loop import Future, Loop
+from casemate.shim.process import Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from casemate.shim.loop import Steps
+    from casemate.shim.ttrpc import Server
+
+FLUSH_SECONDS = 5.0
+"""How long the last events may take when the shim ends."""
+LINGER_SECONDS = 10.0
+"""How long slow readers of the last output are waited for when the shim ends."""
+
+
+class Shim:
+    """One shim, for the containers of one pod (or one container).
+
+    Arguments:
+        loop, children: of this process.
+        publisher: where events go.
+        namespace: containerd's.
+        socket_directory: where short-lived sockets go.
+        debug: have runtimes tell more.
+    """
+
+    def __init__(
+        self, loop: Loop, children: Children, publisher: Publisher, namespace: str, *, socket_directory: str,
+        debug: bool = False,
+    ) -> None:
+        self.loop = loop
+        self.children = children
+        self.arrivals = Arrivals(loop)
+        self.namespace = namespace
+        self.socket_directory = socket_directory
+        self.debug = debug
+        self.containers: dict[str, Container] = {}
+        self.creating: set[str] = set()
+        self.server: Server | None = None
+        self.on_end: list[Callable[[], None]] = []
+        """Called when the shim begins to end, before anything else."""
+        self.ending = False
+        self.ended = Future()
+        self._publisher = publisher
+        self._writing: list[Future] = []
+
+    # --- containers ---
+
+    def container(self, container_id: str) -> Container:
+        """The container with that id.
+
+        Raises:
+            StatusError: NOT_FOUND, in the words of containerd's shim.
+        """
+        found = self.containers.get(container_id)
+        if found is None:
+            raise status.failure(status.NOT_FOUND, "container not created")
+        return found
+
+    def publish(self, table: wire.Table, event: dict[str, Any]) -> None:
+        """Tell containerd of an event."""
+        self._publisher.publish(table, event)
+
+    def created(self, container: Container) -> None:
+        """A container is there, and its creation has been told."""
+        from casemate.shim import cgroups
+
+        container.cgroups = cgroups.find(container.init.pid)
+
+    def started(self, container: Container) -> None:
+        """A container runs."""
+
+    def deleted(self, container: Container) -> None:
+        """A container is gone."""
+
+    def stats(self, container: Container) -> Steps[dict[str, Any]]:
+        """What a container uses, as an Any.
+
+        Raises:
+            StatusError: nobody can tell.
+        """
+        from casemate.shim import cgroups
+
+        return cgroups.stats(container.cgroups)
+        yield
+
+    def before_exit(self, container: Container) -> Steps[None]:
+        """What is to be told before a container's end."""
+        from casemate.shim import cgroups
+
+        if cgroups.killed_for_memory(container.cgroups):
+            self.publish(messages.TASK_OOM, {"container_id": container.id})
+        return
+        yield
+
+    def signal(self, container: Container, process: Process, signum: int) -> Steps[None]:
+        """Send a signal to an added process."""
+        try:
+            os.kill(process.pid, signum)
+        except ProcessLookupError:
+            raise status.failure(status.NOT_FOUND, "process already finished") from None
+        except (OSError, ValueError) as error:
+            raise status.StatusError(status.UNKNOWN, f"exec kill error: {error}") from None
+        return
+        yield
+
+    def run_helper(self, command: Sequence[str]) -> Steps[None]:
+        """Run a program to its end.
+
+        Raises:
+            OSError: it cannot be executed, or did not end with 0.
+        """
+        pid = self.children.spawn(command, die_with_us=False)
+        code = yield self.children.wait(pid)
+        if code != 0:
+            raise OSError(5, f"{command[0]} ended with {code}")
+
+    # --- the end ---
+
+    def keep_writing(self, futures: list[Future]) -> None:
+        """Output of deleted processes that a slow reader still takes."""
+        self._writing = [future for future in self._writing if not future.done] + futures
+
+    def shut_down(self) -> None:
+        """End the shim: no new connections now; the process ends when what is under way is done."""
+        if self.ending:
+            return
+        self.ending = True
+        for callback in self.on_end:
+            callback()
+        if self.server is not None:
+            self.server.stop_listening()
+        self.loop.spawn(self._finish())
+
+    def _finish(self) -> Steps[None]:
+        limit = time.monotonic() + LINGER_SECONDS
+        writing = [(future, LINGER_SECONDS) for future in self._writing]
+        for future, seconds in [(self._publisher.idle, FLUSH_SECONDS), *writing]:
+            try:
+                yield self.loop.bounded(future, min(seconds, max(0.0, limit - time.monotonic())))
+            except TimeoutError:
+                self.loop.complain("ending although not everything is told or written")
+        self._publisher.close()
+        self.ended.set()
+
+
+def take_exit_signals(loop: Loop, shim: Shim) -> None:
+    """End the shim on SIGTERM and SIGINT, as containerd's own does; containers are left as they are."""
+    seen: list[int] = []
+
+    def look() -> None:
+        if seen:
+            shim.shut_down()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: seen.append(signum))
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    loop.on_wake.append(look)
