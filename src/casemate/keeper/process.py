@@ -66,6 +66,7 @@ class Process:
 
         def take(data: bytes) -> None:
             nonlocal alive
+            self._moved = time.monotonic()
             self._busy.add(name)
             if log is not None:
                 log.record(name, data)
@@ -81,8 +82,18 @@ class Process:
         self._exit = self._exit or end
         self._exited.set()
 
+    def stuck(self) -> float:
+        """For how many seconds a reader has not taken what it is offered; 0 when it has taken everything."""
+        return time.monotonic() - self._moved if self._busy else 0.0
+
+    def close_stdin(self) -> None:
+        """End standard input after what is there to be read at once."""
+        self._cancel.drain = True
+        self._cancel.set()
+
     def detach(self) -> None:
         """The client is gone: its descriptors are let go, standard input ends, output goes to the log alone."""
+        self._cancel.drain = False
         self._cancel.set()
         for sink in self._sinks:
             sink.close()

@@ -17,7 +17,9 @@ CHUNK = 65536
 
 
 class Cancel:
-    """A flag that threads in poll(2) notice."""
+    """A flag that threads in poll(2) notice. ``drain``: what can be read without waiting is still to be carried."""
+
+    drain = False
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -126,16 +128,22 @@ def copy_in(fd: int, stream: Stream, cancel: Cancel) -> None:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.register(cancel.fd, select.POLLIN)
+        last = False
         # A pipe whose writers had gone when it was opened again tells its end to read(2) only: that is asked first.
         wait = blocks
         while True:
             ready = poll.poll(None if wait else 0)
             if any(number == cancel.fd for number, _ in ready):
-                stream.send_eof()
-                return
+                if not cancel.drain or (blocks and not any(number == fd for number, _ in ready)):
+                    stream.send_eof()
+                    return
+                last = True
             try:
                 data = os.read(fd, CHUNK)
             except BlockingIOError:
+                if last:
+                    stream.send_eof()
+                    return
                 wait = True
                 continue
             except OSError:

@@ -151,7 +151,7 @@ class PodClient:
         disks: Sequence[tuple[str, bool]] = (),
         size: tuple[int, int] | None = None,
         connection: Connection | None = None,
-    ) -> dict[str, Any]:
+    ) -> None:
         """Make a container that is on record, with its stand-in. It is then ``created``, and waits for :meth:`start`.
 
         Arguments:
@@ -164,9 +164,6 @@ class PodClient:
             disks: serial number and whether it is read-only, of each block device.
             size: rows and columns of the terminal.
             connection: from :func:`launch` for the sandbox's first container.
-
-        Returns:
-            ``pid``: that of its first process in the guest.
         """
         arguments = {
             "id": id,
@@ -178,7 +175,7 @@ class PodClient:
             "disks": [list(one) for one in disks],
             "size": size,
         }
-        return self._request("create", arguments, fds, connection=connection)
+        self._request("create", arguments, fds, connection=connection)
 
     def start(self, id: str) -> None:
         """Let a created container run."""
@@ -193,7 +190,7 @@ class PodClient:
         pid: int,
         fds: Mapping[str, int],
         size: tuple[int, int] | None = None,
-    ) -> dict[str, Any]:
+    ) -> None:
         """Start another process in a container.
 
         Arguments:
@@ -206,7 +203,7 @@ class PodClient:
         Raises:
             CommandNotFound, CommandNotExecutable: it cannot be started.
         """
-        return self._request("exec", {"id": id, "exec": exec_id, "process": process, "pid": pid, "size": size}, fds)
+        self._request("exec", {"id": id, "exec": exec_id, "process": process, "pid": pid, "size": size}, fds)
 
     def kill(self, id: str, signum: int, *, exec_id: str | None = None, everyone: bool = False) -> None:
         """Send a signal to a container's first process, to another one, or to all."""

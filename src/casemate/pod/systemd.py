@@ -43,9 +43,7 @@ class Unit:
         """
         parts = (text or f":casemate:{id}").split(":")
         if len(parts) != 3 or not parts[2]:
-            raise UsageError(
-                f"linux.cgroupsPath {text!r} is none for systemd", "it has the form slice:prefix:name"
-            )
+            raise UsageError(f"linux.cgroupsPath {text!r} is none for systemd", "it has the form slice:prefix:name")
         where, prefix, name = parts
         where = where or "system.slice"
         unit = f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
