@@ -48,9 +48,11 @@ def signal_number(text: str) -> int:
     except ValueError:
         pass
     name = text.upper().removeprefix("SIG")
-    start, _, offset = name.replace("RTMAX-", "RTMAX+-").partition("+")
+    start, offset = name, 0
     try:
-        base = int(signal.Signals[f"SIG{start}"])
-        return base + int(offset) if start in ("RTMIN", "RTMAX") and offset else base
+        for edge in ("RTMIN+", "RTMAX-"):
+            if name.startswith(edge):
+                start, offset = edge[:-1], int(name[len(edge) - 1 :])
+        return int(signal.Signals[f"SIG{start}"]) + offset
     except (KeyError, ValueError):
         raise UsageError(f'unknown signal "{text}"') from None

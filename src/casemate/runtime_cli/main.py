@@ -120,8 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return status
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return 128 + int(getattr(interrupt, "signum", 2))
     except Exception as error:  # the last resort: an engine gets one line, the log of which it shows
         if os.environ.get("CASEMATE_DEBUG"):
             raise

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -73,9 +76,36 @@ def make(context: Context, id: str, options: Options, *, detach: bool) -> Made:
         size = console.size_of(0, 1, 2) or size
     maker = _Maker(context, id, spec, options, size)
     try:
-        return maker.make()
+        with _interruptible():
+            return maker.make()
     finally:
         maker.close()
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the command; ``signum`` tells which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within it, signals that would end us raise :class:`Interrupted`, so that what was begun is undone."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise Interrupted(signum)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup(1) means it
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def refuse_descriptors(count: int) -> None:
