@@ -1,0 +1,1 @@
+"""What ``casemate install`` writes into the configuration of each engine."""
