@@ -109,7 +109,7 @@ def test_a_hook_has_the_usual_signals_and_no_descriptors_of_ours() -> None:
     reader, writer = os.pipe()
     os.set_inheritable(reader, False)
     try:
-        script = f"test ! -e /proc/$$/fd/{reader} && grep -q '^SigBlk:.0*$' /proc/$$/status"
+        script = f"test ! -e /proc/$$/fd/{reader} && grep -q '^SigBlk:.0*$' /proc/self/status"
         hooks.run(spec(shell(script)), "prestart", STATE)
     finally:
         os.close(reader)
