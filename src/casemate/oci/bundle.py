@@ -81,6 +81,10 @@ def check(spec: Any) -> None:
     kinds = {entry["type"] for entry in linux.get("namespaces", ())}
     if "user" not in kinds and (linux.get("uidMappings") or linux.get("gidMappings")):
         raise BadBundle(f"{CONFIG}: there are user namespace mappings and no user namespace")
+    for key in ("uidMappings", "gidMappings"):
+        for mapping in linux.get(key, ()):
+            if max(mapping["containerID"], mapping["hostID"]) + mapping["size"] >= 1 << 32 or not mapping["size"]:
+                raise BadBundle(f"{CONFIG}: linux.{key} has a range that is empty or ends beyond the last id")
     for mount in spec.get("mounts", ()):
         if is_bind(mount) and not mount.get("source"):
             raise BadBundle(f"{CONFIG}: the bind mount on {mount['destination'][:200]} has no source")

@@ -189,6 +189,7 @@ def anything(value: Any, where: str) -> None:
 _path = text(PATH, empty=False)
 _word = text(PATH)
 _id32 = integer(0, _U32)
+_owner = integer(0, _U32 - 1)  # (uid_t)-1 is no user: setresuid(2) takes it for "as it is"
 _i64 = integer(-_I64 - 1, _I64)
 _u64 = integer(0, _U64)
 _caps = array(text(64, empty=False), 256)
@@ -199,8 +200,8 @@ PROCESS = table(
         "consoleSize": table({"height": integer(0, 65_535), "width": integer(0, 65_535)}, ("height", "width")),
         "user": table(
             {
-                "uid": _id32, "gid": _id32, "umask": integer(0, 0o7777),
-                "additionalGids": array(_id32, 65_536), "username": _word,
+                "uid": _owner, "gid": _owner, "umask": integer(0, 0o7777),
+                "additionalGids": array(_owner, 65_536), "username": _word,
             }
         ),
         "args": array(text(TEXT), MAX_ARGS, empty=False),
@@ -344,7 +345,7 @@ _LINUX = table(
             table(
                 {
                     "type": choice(("b", "c", "u", "p")), "path": inner_path, "major": integer(0, _U32),
-                    "minor": integer(0, _U32), "fileMode": integer(0, 0o177777), "uid": _id32, "gid": _id32,
+                    "minor": integer(0, _U32), "fileMode": integer(0, 0o177777), "uid": _owner, "gid": _owner,
                 },
                 ("type", "path"),
             ),

@@ -225,6 +225,7 @@ def test_the_type_of_every_field_is_checked(place: tuple[Any, ...]) -> None:
         (("process", "cwd"), "here", "process.cwd must be an absolute path"),
         (("process", "cwd"), "", "process.cwd must not be empty"),
         (("process", "user", "uid"), -1, "process.user.uid must be from 0"),
+        (("process", "user", "uid"), (1 << 32) - 1, "process.user.uid must be from 0 to 4294967294"),
         (("process", "user", "uid"), True, "process.user.uid must be a whole number"),
         (("process", "user", "umask"), 0o10000, "process.user.umask must be from"),
         (("process", "oomScoreAdj"), 1001, "process.oomScoreAdj must be from -1000 to 1000"),
@@ -261,6 +262,14 @@ def test_the_type_of_every_field_is_checked(place: tuple[Any, ...]) -> None:
 )  # fmt: skip
 def test_bounds_and_forms(place: tuple[Any, ...], value: Any, match: str) -> None:
     refused(specs.replaced(specs.docker(), place, value), match)
+
+
+@pytest.mark.parametrize("mapping", [(0, 0, 0), (0, 1, (1 << 32) - 1), ((1 << 32) - 1, 0, 1)])
+def test_mappings_have_an_end(mapping: tuple[int, int, int]) -> None:
+    spec = specs.docker()
+    spec["linux"]["namespaces"].append({"type": "user"})
+    ranges = [dict(zip(("containerID", "hostID", "size"), mapping, strict=True))]
+    refused({**spec, "linux": {**spec["linux"], "gidMappings": ranges}}, "linux.gidMappings has a range")
 
 
 def test_further_processes_are_judged_alike() -> None:
