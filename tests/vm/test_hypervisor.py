@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import resource
 import select
 import signal
 import socket
@@ -45,6 +46,7 @@ from casemate.vm.hypervisor.base import (
     VmStatus,
 )
 from casemate.vm.hypervisor.qemu import QemuHypervisor, QemuVm
+from tests.vm.host_tools import in_child
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -215,6 +217,50 @@ def test_a_launched_program_has_nothing() -> None:
     assert said["CWD"] == ["/"]
     assert said["ENV"] == []
     assert said["SESSION"][0] == said["SESSION"][1]
+
+
+def test_what_an_engine_has_set_for_itself_is_not_the_launched_programs() -> None:
+    """It would be spared when memory is short, come before the host's programs, or die of a limit."""
+
+    def spoilt() -> None:
+        for name in (signal.SIGALRM, signal.SIGTERM, signal.SIGPIPE, signal.SIGRTMIN + 3):
+            signal.signal(name, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        hard = {limit: resource.getrlimit(limit)[1] for limit in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE)}
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard[resource.RLIMIT_AS]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard[resource.RLIMIT_FSIZE]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        with contextlib.suppress(PermissionError):  # for the host's root alone; the program gets a number of its own
+            Path("/proc/self/oom_score_adj").write_text("-5")
+        os.setpriority(os.PRIO_PROCESS, 0, -7)
+        text = output_of(
+            "cat /proc/self/status /proc/self/limits; echo Score: $(cat /proc/self/oom_score_adj);"
+            "echo Nice: $(cut -d' ' -f19,41 /proc/self/stat)",
+            dataclasses.replace(JAIL, max_files=500, oom_score_adj=7),
+        )
+        status = {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+        assert int(status["SigIgn"], 16) & ~(3 << 31) == int(status["SigBlk"], 16) == 0
+        assert (status["Score"], status["Nice"]) == ("7", "0 0")
+        limits = {line[:25].strip(): line[25:].split()[0] for line in text.splitlines() if line[:4] == "Max "}
+        for word, number in (("Max address space", resource.RLIMIT_AS), ("Max file size", resource.RLIMIT_FSIZE)):
+            # A hard limit can be raised by the host's root alone, which a test need not be.
+            unlimited = hard[number] == resource.RLIM_INFINITY
+            assert limits[word] == ("unlimited" if unlimited else str(hard[number])), word
+        assert limits["Max open files"] == "500"
+        assert limits["Max stack size"] == str(8 << 20)
+        # As idle as the caller was it may be, as the programs of an engine's containers are.
+        os.setpriority(os.PRIO_PROCESS, 0, 3)
+        launch._forker = None  # both are a thread's; that which forks has what the one that began it had
+        assert output_of("cut -d' ' -f19 /proc/self/stat", JAIL).strip() == "3"
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        except PermissionError:  # a control group without real-time share, which is as good
+            return
+        launch._forker = None
+        assert output_of("cut -d' ' -f41 /proc/self/stat", JAIL).strip() == "0"
+
+    in_child(spoilt)
 
 
 def test_a_launched_program_holds_only_the_descriptors_it_is_given() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 from pathlib import Path
 
@@ -60,8 +59,7 @@ def start(
             "--rlimit-nofile=0",
             "--thread-pool-size=0",
         ]  # fmt: skip
-        files = min(MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        jail = Confinement(uid=0, gid=0, cgroup_procs=procs, capabilities=CAPABILITIES, max_files=files)
+        jail = Confinement(uid=0, gid=0, cgroup_procs=procs, capabilities=CAPABILITIES, max_files=MAX_FILES)
         process = spawn(argv, jail, pass_fds=(listener.fileno(),), stderr=messages)
     except OSError as error:
         client.close()

@@ -66,6 +66,7 @@ class Machine:
         progress: told what is being done.
         hypervisor: the driver to use; the configured one when None.
         errors, hint: see :class:`casemate.vm.calls.Calls`.
+        oom_score_adj: of the VMM.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Machine:
         hypervisor: base.Hypervisor | None = None,
         errors: Mapping[str, type[CasemateError]] = ERRORS,
         hint: str = "",
+        oom_score_adj: int = 0,
     ) -> None:
         self.config = config
         self.identifier = identifier
@@ -93,9 +95,12 @@ class Machine:
         self.vcpus = max(1, -int(-cpus // 1)) if cpus else config.vcpus
         self.calls = Calls(config.call_timeout, on_exit, on_oom, self.why, errors, hint)
         self.cgroup: Cgroup | None = None
-        """The control group that its processes join and whose figures are its; to be set before the first of them."""
+        """The control group whose figures are the machine's."""
+        self.procs: tuple[Path, ...] = ()
+        """The ``cgroup.procs`` files that its processes join; to be set before there are any, like the group."""
         self.closed = False
         self._on_end = on_end
+        self._oom_score_adj = oom_score_adj
         self._progress = progress
         self._hypervisor = hypervisor or drivers.driver(config)
         self._lock = threading.Lock()
@@ -159,15 +164,12 @@ class Machine:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             messages = Console(reader, self.directory / f"{tag}.log")  # bounded: the guest can make it complain
-            server, fd = files.start(self.config, tree, keep, self.run_path, writer, self._procs())
+            server, fd = files.start(self.config, tree, keep, self.run_path, writer, self.procs)
         finally:
             os.close(writer)
         self._files.append(server)
         threading.Thread(target=self._watch_files, args=(server, messages), name="files", daemon=True).start()
         return base.SharedFs(tag, fd, id=tag)
-
-    def _procs(self) -> tuple[Path, ...]:
-        return self.cgroup.procs_files() if self.cgroup is not None else ()
 
     def take_turn(self) -> None:
         """Wait until few enough machines boot at the same time. :meth:`end_turn` and :meth:`close` give it back."""
@@ -180,14 +182,17 @@ class Machine:
         if self._turn is not None:
             self._turn.end()
 
-    def boot(self, netns: int, devices: Sequence[base.Device], *, slots: int = 0) -> None:
+    def boot(
+        self, netns: int, devices: Sequence[base.Device], *, slots: int = 0, slotted: Sequence[base.Device] = ()
+    ) -> None:
         """Start the machine and wait for its agent.
 
         Arguments:
             netns: the network namespace for the VMM; not closed.
             devices: shared file systems, disks and interfaces; their descriptors belong to the machine, whatever
                 happens.
-            slots: how many devices can be plugged in later.
+            slots: how many devices can be plugged in later; with those that can be plugged out.
+            slotted: devices that can be plugged out; theirs, too.
 
         Raises:
             CasemateError: what stood in the way; :meth:`close` then gives back what was already there.
@@ -196,7 +201,8 @@ class Machine:
         assert bundle is not None  # prepare() has returned
         console_ours, console_theirs = socket.socketpair()
         self._console = Console(console_ours.detach(), self.directory / "console.log")
-        owned: list[base.Device] = [base.SerialConsole(console_theirs.detach()), *devices]
+        console = base.SerialConsole(console_theirs.detach())
+        owned: list[base.Device] = [console, *devices, *slotted]
         try:
             way = transport.choose(self.config)
             owned.append(way.device)
@@ -210,16 +216,29 @@ class Machine:
                 shared_memory=True,
                 accelerator=self._accelerator,
                 devices=(
-                    base.Block("casemate-root", bundle.root), owned[0], way.device, *devices, base.Rng(), base.Balloon()
+                    base.Block("casemate-root", bundle.root),
+                    console,
+                    way.device,
+                    *devices,
+                    base.Rng(),
+                    base.Balloon(),
+                    *slotted,
                 ),
                 log=self.directory / "vmm.log",
                 hotplug_slots=slots,
-            )  # fmt: skip
+                slotted=tuple(device.id for device in slotted),
+            )
         except BaseException:
             close_devices(owned)
             raise
         self._kills = self._oom_kills()
-        jail = base.Confinement(uid=self._uid, gid=self._uid, cgroup_procs=self._procs(), netns_fd=netns)
+        jail = base.Confinement(
+            uid=self._uid,
+            gid=self._uid,
+            cgroup_procs=self.procs,
+            netns_fd=netns,
+            oom_score_adj=self._oom_score_adj,
+        )
         self._vm = self._hypervisor.create(spec, jail)
         self._vm.on_exit(self._ended)
         try:

@@ -81,6 +81,7 @@ class VmSandbox(Sandbox):
             cpu_quota=self.spec.cpus,
             pids=MAX_TASKS,
         )
+        machine.procs = machine.cgroup.procs_files()
         machine.cgroup.add(os.getpid())
         machine.step("network")
         netns = self._make_network()

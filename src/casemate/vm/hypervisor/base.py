@@ -68,11 +68,13 @@ class Block:
     Arguments:
         source: an image file's path (opened by the driver before privileges are dropped) or an open descriptor.
         read_only: whether writes are refused. A read-only file shares the host's page cache among machines.
+        host_device: the source is a block device of the host, not a file.
     """
 
     id: str
     source: Path | int
     read_only: bool = True
+    host_device: bool = False
 
     def __post_init__(self) -> None:
         if len(check_id(self.id)) > 20:
@@ -230,6 +232,7 @@ class VmSpec:
         devices: all devices present from the start; ids are unique.
         log: the file that gets the VMM's own messages (bounded), or None to keep only their end in memory.
         hotplug_slots: how many devices :meth:`Vm.add_device` may add later.
+        slotted: ids of devices that are in such slots from the start, so that :meth:`Vm.remove_device` can remove them.
     """
 
     name: str
@@ -243,6 +246,7 @@ class VmSpec:
     devices: tuple[Device, ...] = ()
     log: Path | None = None
     hotplug_slots: int = 0
+    slotted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _PORT.match(self.name):
@@ -263,6 +267,8 @@ class VmSpec:
         ids = [device.id for device in self.devices]
         if len(set(ids)) != len(ids):
             raise HypervisorError("two devices of the machine have the same id")
+        if not set(self.slotted) <= set(ids) or len(self.slotted) > self.hotplug_slots:
+            raise HypervisorError(f"{len(self.slotted)} devices do not fit into {self.hotplug_slots} hot-plug slots")
         if not self.shared_memory and any(isinstance(device, SharedFs) for device in self.devices):
             raise HypervisorError("a shared file system needs shared guest memory", "set shared_memory")
 
@@ -278,8 +284,9 @@ class Confinement:
         netns_fd: network namespace to enter, or None to stay. Not closed.
         mntns_fd: mount namespace to enter, or None to stay. Not closed.
         capabilities: numbers of the capabilities kept (:manpage:`capabilities(7)`); none by default.
-        max_files: limit of open descriptors, or this process's own hard limit where that is lower.
+        max_files: limit of open descriptors, or this process's own hard limit where that is lower and cannot be raised.
         environment: the program's whole environment.
+        oom_score_adj: how gladly the kernel kills it for want of memory (``proc_pid_oom_score_adj(5)``).
     """
 
     uid: int
@@ -291,6 +298,7 @@ class Confinement:
     max_files: int = 1024
     environment: tuple[tuple[str, str], ...] = ()
     groups: tuple[int, ...] = ()
+    oom_score_adj: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,11 +393,16 @@ class Vm(ABC):
 
     @abstractmethod
     def add_device(self, device: Device) -> None:
-        """Plug in a device; takes one of the spec's hot-plug slots. Owns the device's descriptor."""
+        """Plug in a device; takes one of the spec's hot-plug slots. Owns the device's descriptor, whatever happens."""
 
     @abstractmethod
     def remove_device(self, id: str, timeout: float = 10.0) -> None:
-        """Unplug a device that :meth:`add_device` plugged in, and wait until the guest has let it go."""
+        """Unplug a device that is in a hot-plug slot, and wait until the guest has let it go.
+
+        Raises:
+            HypervisorError: it did not within ``timeout`` seconds. A network interface is cut off all the same, and
+                its descriptor closed; the slot stays taken.
+        """
 
     @abstractmethod
     def stop(self, timeout: float = 5.0) -> VmExit:

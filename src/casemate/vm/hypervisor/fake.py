@@ -73,7 +73,7 @@ class FakeVm(Vm):
         self._status = VmStatus.CREATED
         self._exit: VmExit | None = None
         self._callbacks: list[Callable[[VmExit], None]] = []
-        self._plugged: set[str] = set()
+        self._plugged: set[str] = set(spec.slotted)
 
     @property
     def pid(self) -> int:

@@ -42,13 +42,20 @@ _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWNET = 0x40000000
+_SCHED_DEADLINE = 6  # <linux/sched.h>
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_RESET_SIGNALS = (
-    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD, signal.SIGXFSZ,
-    signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+_RESET_SIGNALS = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_UNBOUNDED = tuple(
+    (limit, resource.RLIM_INFINITY)
+    for limit in (
+        resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC,
+        resource.RLIMIT_RSS,
+    )
 )  # fmt: skip
+_LIMITS = (*_UNBOUNDED, (resource.RLIMIT_STACK, 8 << 20))
+"""Soft limits for what the caller may have bounded for programs of another kind; control groups bound these."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = _libc.prctl
@@ -166,6 +173,10 @@ def spawn(
     capabilities (but ``jail.capabilities``), unable to gain privileges, without core dumps, with no descriptor but the
     standard three and ``pass_fds``, which keep their numbers. It is killed when this process ends, whatever the way.
 
+    Of what a caller's callers (an engine, a service manager) have set for themselves, it takes over how nice they are,
+    and nothing that would favour it over the host's programs or take away what it needs: signal dispositions, resource
+    limits, real-time or favoured scheduling, and being spared when memory is short.
+
     Arguments:
         argv: the program's absolute path and its arguments.
         jail: what it is shut into.
@@ -198,11 +209,13 @@ class _Plan:
     environment: dict[bytes, bytes] = field(default_factory=dict)
     drop: tuple[int, ...] = ()
     files_most: int = 0
+    oom_score_adj: bytes = b"0"
     cap_header: Any = None
     cap_data: Any = None
 
     def __post_init__(self) -> None:
         self.procs = tuple(os.fsencode(path) for path in self.jail.cgroup_procs)
+        self.oom_score_adj = b"%d" % self.jail.oom_score_adj
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         self.files_most = self.jail.max_files if most == resource.RLIM_INFINITY else most
         self.environment = {os.fsencode(key): os.fsencode(value) for key, value in self.jail.environment}
@@ -323,9 +336,14 @@ def _child(plan: _Plan, report: int) -> NoReturn:
         step = "limits"
         os.chdir("/")
         os.umask(0o077)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        files = min(jail.max_files, plan.files_most)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        _set_limits(plan)
+        step = "scheduling"
+        _set_scheduling()
+        step = "oom_score_adj"
+        fd = os.open(b"/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        with contextlib.suppress(PermissionError):  # less than what it is needs CAP_SYS_RESOURCE
+            os.write(fd, plan.oom_score_adj)
+        os.close(fd)
         step = "capabilities"
         for cap in plan.drop:
             _check(_prctl(_PR_CAPBSET_DROP, cap, 0, 0, 0))
@@ -352,6 +370,33 @@ def _child(plan: _Plan, report: int) -> NoReturn:
     except BaseException:  # nothing may unwind into the parent's code that this copy of the stack still holds
         os.write(report, f"{step}\n{errno.EINVAL}".encode())
     os._exit(125)
+
+
+def _set_limits(plan: _Plan) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    wanted = plan.jail.max_files
+    for files in (wanted, min(wanted, plan.files_most)):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+            break
+        except (ValueError, OSError):
+            if files == min(wanted, plan.files_most):
+                raise
+    for limit, soft in _LIMITS:
+        hard = resource.getrlimit(limit)[1]
+        try:
+            resource.setrlimit(limit, (soft, resource.RLIM_INFINITY))
+        except (ValueError, OSError):  # not the host's root: as far as it may go
+            if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
+                soft = hard
+            resource.setrlimit(limit, (soft, hard))
+
+
+def _set_scheduling() -> None:
+    if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK in (os.SCHED_FIFO, os.SCHED_RR, _SCHED_DEADLINE):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    if os.getpriority(os.PRIO_PROCESS, 0) < 0:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def _arrange_descriptors(plan: _Plan, report: int) -> None:

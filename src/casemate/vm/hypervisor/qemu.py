@@ -153,7 +153,11 @@ class QemuVm(Vm):
         self._tail = b""
         self._logged = 0
         self._gone: set[str] = set()
-        self._plugged: dict[str, tuple[int, qemu_args.Parts]] = {}
+        self._plugged: dict[str, tuple[int, qemu_args.Parts]] = {
+            device.id: (spec.slotted.index(device.id), qemu_args.parts(device, number))
+            for number, device in enumerate(spec.devices, 1)
+            if device.id in spec.slotted
+        }
         self._sets = len(spec.devices)
 
     @property
@@ -238,9 +242,13 @@ class QemuVm(Vm):
                 raise HypervisorError(f"no device {id!r} was plugged in")
             control.execute("device_del", {"id": id})
             with self._changed:
-                if not self._changed.wait_for(lambda: id in self._gone or self._exit is not None, timeout):
-                    raise HypervisorError(f"the guest did not let device {id!r} go within {timeout:g} s")
+                let_go = self._changed.wait_for(lambda: id in self._gone or self._exit is not None, timeout)
                 self._gone.discard(id)
+            if not let_go:
+                part = self._plugged[id][1]
+                if part.netdev:
+                    self._drop_back_end(control, part)  # a link that is down, and nothing of the host's behind it
+                raise HypervisorError(f"the guest did not let device {id!r} go within {timeout:g} s")
             part = self._plugged.pop(id)[1]
             self._drop_back_end(control, part)
 
@@ -392,7 +400,7 @@ class QemuVm(Vm):
         part = qemu_args.parts(device, self._sets)
         try:
             self._make_back_end(control, part)
-            arguments = {**part.device, "bus": qemu_args.slot_name(slot)}
+            arguments = {**part.device, **qemu_args.slot_address(slot)}
             if part.fd_key and part.fd_key[0] == "device":
                 arguments[part.fd_key[1]] = _fd_name(part)
             control.execute("device_add", arguments)

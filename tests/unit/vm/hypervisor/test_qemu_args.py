@@ -179,8 +179,27 @@ def test_kernel_arguments() -> None:
 
 
 def test_slots() -> None:
-    devices = options(line(spec(hotplug_slots=2)), "-device")
-    assert devices == ["pcie-root-port,id=slot0,chassis=1,slot=1", "pcie-root-port,id=slot1,chassis=2,slot=2"]
+    late = Net("late", "02:00:00:00:00:01", 6)
+    devices = options(line(spec(Block("b", 5), Rng(), Balloon(), late, hotplug_slots=2, slotted=("late",))), "-device")
+    assert devices[0] == "pcie-pci-bridge,id=slots"
+    placed = {device.split("id=")[1].split(",")[0]: device for device in devices if "bus=" in device}
+    assert set(placed) == {"rng", "late"}, "one to make the kernel give the bridge addresses, and the one that may go"
+    assert placed["rng"].endswith(",bus=slots,addr=1") and placed["late"].endswith(",bus=slots,addr=2")
+    assert qemu_args.slot_address(15) == {"bus": "slots", "addr": "11"}
+
+
+def test_slots_need_something_beside_them() -> None:
+    with pytest.raises(HypervisorError, match="randomness"):
+        line(spec(hotplug_slots=2))
+    with pytest.raises(HypervisorError, match="slots"):
+        spec(Rng(), Balloon(), hotplug_slots=1, slotted=("rng", "balloon"))
+    with pytest.raises(HypervisorError, match="slots"):
+        spec(Rng(), hotplug_slots=1, slotted=("other",))
+
+
+def test_a_disk_of_the_hosts_has_another_driver_than_a_file() -> None:
+    assert qemu_args.parts(Block("b", 5)).blockdev["driver"] == "file"
+    assert qemu_args.parts(Block("b", 5, host_device=True)).blockdev["driver"] == "host_device"
 
 
 def test_every_device_can_go_over_qmp() -> None:

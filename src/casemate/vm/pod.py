@@ -1,0 +1,413 @@
+"""A sandbox for several containers of an engine behind the vm wall: one virtual machine, two file servers.
+
+The containers' trees come as detached mounts and are shown to the guest while it runs, see :mod:`casemate.vm.trees`.
+Network interfaces and disks are plugged in and out. The host's side of the network, the control groups and the
+containers' stand-ins are the keeper's affair.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from casemate.config import Config
+from casemate.errors import CasemateError, HypervisorError, NetworkError, NotRunning, UsageError
+from casemate.host import uids
+from casemate.host.cgroups import Cgroup
+from casemate.sandbox import Disk, Interface, Nic, PodSandbox, ProcessExit, ProcessStreams
+from casemate.vm import files, share, trees
+from casemate.vm.calls import ERRORS
+from casemate.vm.hypervisor import base
+from casemate.vm.machine import Machine, close_devices
+
+NIC_SLOTS = 4
+DISK_SLOTS = 4
+"""How many interfaces and disks can come after the start."""
+MAX_SLOTS = 16
+LAST_ENDS_SECONDS = 5.0
+"""How long the ends of a deleted container's processes may take to be told."""
+REFRESH_SECONDS = 5.0
+_ERRORS: Mapping[str, type[CasemateError]] = {**ERRORS, "no-such-process": NotRunning, "refused": NetworkError}
+_FILES_OF = {
+    "memory": "memory.usage_in_bytes", "cpuacct": "cpuacct.usage", "cpu": "cpu.shares", "pids": "pids.max",
+}  # fmt: skip
+"""By which file a directory of version 1 is known for a controller's."""
+
+
+class VmPod(PodSandbox):
+    """Several containers in one virtual machine.
+
+    Arguments:
+        config: the configuration in force.
+        pod_dir: where logs are kept.
+        run_path: the run directory, of at most as many characters as :data:`casemate.config.RUN_LENGTH` allows.
+        pod_id: see :mod:`casemate.ids`.
+        memory_mib: the guest's memory.
+        cpus: processors, such as 1.5; None for the configured number.
+        cgroup_procs: the ``cgroup.procs`` files that the VMM and the file servers join.
+        progress: told what is being done.
+        hypervisor: the driver to use; the configured one when None.
+        oom_score_adj: of the VMM, see ``proc_pid_oom_score_adj(5)``.
+
+    The process must be in a mount namespace of its own (:func:`casemate.host.namespaces.unshare_mounts`).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        pod_dir: Path,
+        run_path: Path,
+        pod_id: str,
+        memory_mib: int,
+        cpus: float | None,
+        cgroup_procs: tuple[Path, ...],
+        progress: Callable[[str], None] = lambda what: None,
+        hypervisor: base.Hypervisor | None = None,
+        oom_score_adj: int = 0,
+    ) -> None:
+        self.config = config
+        self.on_exit: Callable[[str, str | None, ProcessExit], None] = lambda id, exec_id, end: None
+        self._id = pod_id
+        self._run_path = run_path
+        self._machine = Machine(
+            config,
+            pod_id,
+            pod_dir,
+            run_path,
+            memory_mib=memory_mib,
+            cpus=cpus,
+            on_exit=lambda id, exec_id, end: self.on_exit(id, exec_id, end),
+            on_oom=self._out_of_memory,
+            on_end=lambda end: self.on_end(end),
+            progress=progress,
+            hypervisor=hypervisor,
+            errors=_ERRORS,
+            oom_score_adj=oom_score_adj,
+        )
+        self._machine.procs = cgroup_procs
+        self._machine.cgroup = _group(cgroup_procs)
+        self._calls = self._machine.calls
+        self._lock = threading.Lock()
+        self._plugging = threading.Lock()
+        self._setting_up = threading.Lock()
+        self._set_up = False
+        self._hostname = ""
+        self._containers: set[str] = set()
+        self._attached: set[str] = set()
+        self._nics: dict[str, tuple[str, Interface]] = {}
+        """Hardware address to the device's id and what the guest is to make of it."""
+        self._plugged = 0
+
+    # ---- birth
+
+    def boot(self, netns: int, nics: Sequence[Nic], disks: Sequence[Disk], hostname: str) -> None:
+        """Start the machine and wait for its agent. See :class:`casemate.sandbox.PodSandbox`.
+
+        Raises:
+            CasemateError: what stood in the way; :meth:`close` then gives back what was already there.
+        """
+        machine = self._machine
+        self._hostname = hostname
+        late: list[base.Device] = []
+        devices: list[base.Device] = []
+        try:
+            late = self._devices(nics, disks)
+            machine.prepare()
+            machine.step("files")
+            trees.make(self._run_path)
+            devices.append(machine.serve_files(files.TAG, self._run_path / share.SHARE, files.ROOT_KEEP))
+            devices.append(machine.serve_files(files.VOLUMES_TAG, self._run_path / share.VOLUMES, 0))
+            machine.step("turn")
+            machine.take_turn()
+            machine.step("machine")
+        except BaseException:
+            close_devices([*devices, *late])
+            raise
+        slots = min(MAX_SLOTS, NIC_SLOTS + DISK_SLOTS + len(late))
+        machine.boot(netns, devices, slots=slots, slotted=late)
+
+    def _devices(self, nics: Sequence[Nic], disks: Sequence[Disk]) -> list[base.Device]:
+        """The devices that are there from the start; on failure all of their descriptors are closed."""
+        left = [*(nic.tap_fd for nic in nics), *(disk.fd for disk in disks)]
+        made: list[base.Device] = []
+        try:
+            for nic in nics:
+                made.append(self._net(nic))
+                left.remove(nic.tap_fd)
+                self._nics[nic.interface.mac] = (made[-1].id, nic.interface)
+            for disk in disks:
+                left.remove(disk.fd)
+                made.append(_block(disk))
+        except BaseException:
+            close_devices(made)
+            for fd in left:
+                os.close(fd)
+            raise
+        return made
+
+    def _net(self, nic: Nic) -> base.Net:
+        with self._lock:
+            number = self._plugged
+            self._plugged += 1
+        return base.Net(f"net{number}", nic.interface.mac, nic.tap_fd, nic.interface.mtu)
+
+    # ---- files
+
+    def attach(self, id: str, root_fd: int, volumes_fd: int | None) -> None:
+        """Show a container's trees to the guest. See :class:`casemate.sandbox.PodSandbox`."""
+        trees.attach(self._run_path, id, root_fd, volumes_fd)
+        with self._lock:
+            again = id in self._attached
+            self._attached.add(id)
+        if again:  # the guest may remember its predecessor's for a moment
+            try:
+                self._calls.call("sandbox.refresh", {})
+            except CasemateError:
+                trees.detach(self._run_path, id)
+                raise
+
+    def detach(self, id: str) -> None:
+        """Take the trees of a container away. See :class:`casemate.sandbox.PodSandbox`."""
+        trees.detach(self._run_path, id)
+        with contextlib.suppress(CasemateError):
+            # The file server keeps open what the guest knows by name, and with it the file systems of the host.
+            self._calls.call("sandbox.refresh", {}, REFRESH_SECONDS)
+
+    # ---- containers
+
+    def create(
+        self, id: str, spec: dict[str, Any], files: list[dict[str, Any]], stdin: bool, size: tuple[int, int] | None
+    ) -> ProcessStreams:
+        """Make a container. See :class:`casemate.sandbox.PodSandbox`."""
+        request = {"id": id, "spec": spec, "user": "", "files": files, "memory": None, "sandbox": None}
+        process = spec.get("process")
+        terminal = bool(process.get("terminal")) if isinstance(process, dict) else False
+        with self._setting_up:  # those that come together with the first must not be made in a guest without a name
+            first = not self._set_up
+            if first:
+                request["sandbox"] = self._setup()
+                streams = self._create(id, request, terminal, stdin, size)
+                self._set_up = True
+        if not first:
+            return self._create(id, request, terminal, stdin, size)
+        self._machine.learn()
+        return streams
+
+    def _create(
+        self, id: str, request: dict[str, Any], terminal: bool, stdin: bool, size: tuple[int, int] | None
+    ) -> ProcessStreams:
+        with self._lock:
+            self._containers.add(id)
+        try:
+            key = (id, None)
+            return self._calls.begin(key, "container.create", request, terminal=terminal, stdin=stdin, size=size)
+        except BaseException:
+            with self._lock:
+                self._containers.discard(id)
+            raise
+        finally:
+            self._machine.end_turn()
+
+    def _setup(self) -> dict[str, Any]:
+        """What makes the guest this sandbox's; it comes with the first container, because each request costs time."""
+        return {
+            "hostname": self._hostname,
+            "interfaces": self._interfaces(),
+            "time_ns": time.time_ns(),
+            "entropy": base64.b64encode(os.urandom(64)).decode(),
+        }
+
+    def start(self, id: str) -> None:
+        """Let the container's first process run. See :class:`casemate.sandbox.PodSandbox`."""
+        self._calls.call("container.start", {"id": id})
+
+    def exec(
+        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None
+    ) -> ProcessStreams:
+        """Start another process in a container. See :class:`casemate.sandbox.PodSandbox`."""
+        request = {"id": id, "exec_id": exec_id, "process": process, "user": ""}
+        return self._calls.begin(
+            (id, exec_id), "container.exec", request, terminal=bool(process.get("terminal")), stdin=stdin, size=size
+        )
+
+    def signal(self, id: str, exec_id: str | None, signum: int, everyone: bool = False) -> None:
+        """Send a signal. See :class:`casemate.sandbox.PodSandbox`."""
+        self._calls.call("process.signal", {"id": id, "exec_id": exec_id, "signal": signum, "all": everyone})
+
+    def resize(self, id: str, exec_id: str | None, rows: int, columns: int) -> None:
+        """Tell a terminal its size. See :class:`casemate.sandbox.PodSandbox`."""
+        self._calls.call("process.resize", {"id": id, "exec_id": exec_id, "rows": rows, "cols": columns})
+
+    def pause(self, id: str) -> None:
+        """Stop a container's processes. See :class:`casemate.sandbox.PodSandbox`."""
+        self._calls.call("container.pause", {"id": id})
+
+    def resume(self, id: str) -> None:
+        """Let them go on. See :class:`casemate.sandbox.PodSandbox`."""
+        self._calls.call("container.resume", {"id": id})
+
+    def stats(self, id: str) -> dict[str, Any]:
+        """The guest's figures, ``limit`` of the guest in bytes, and ``host`` with the control group's.
+
+        See :class:`casemate.sandbox.PodSandbox`.
+        """
+        result = self._calls.call("container.stats", {"id": id})
+        return {**result, "limit": self._machine.memory_mib << 20, "host": self._machine.usage()}
+
+    def update(self, id: str, resources: dict[str, Any]) -> None:
+        """Change a container's bounds. See :class:`casemate.sandbox.PodSandbox`."""
+        self._calls.call("container.update", {"id": id, "resources": resources})
+
+    def delete(self, id: str) -> None:
+        """Remove a container from the guest. See :class:`casemate.sandbox.PodSandbox`."""
+        with contextlib.suppress(NotRunning):  # the whole sandbox has ended
+            self._calls.call("container.delete", {"id": id})
+        self._calls.forget(id, ProcessExit(137, error="the container was deleted", signal=9), LAST_ENDS_SECONDS)
+        with self._lock:
+            self._containers.discard(id)
+
+    def _out_of_memory(self, id: str) -> None:
+        with self._lock:
+            known = id in self._containers
+        if known:
+            self.on_oom(id)
+
+    # ---- devices
+
+    def plug(self, nic: Nic) -> None:
+        """Add a network interface. See :class:`casemate.sandbox.PodSandbox`."""
+        mac = nic.interface.mac
+        with self._plugging:
+            try:
+                if mac in self._nics:
+                    raise UsageError(f"the sandbox has an interface {mac} already")
+                device = self._net(nic)
+                vm = self._machine.vm()
+            except BaseException:
+                os.close(nic.tap_fd)
+                raise
+            vm.add_device(device)
+            self._nics[mac] = (device.id, nic.interface)
+            try:
+                self._send_interfaces()
+            except CasemateError:
+                with contextlib.suppress(CasemateError):
+                    self._unplug(mac)
+                raise
+
+    def unplug(self, mac: str) -> None:
+        """Take an interface away. See :class:`casemate.sandbox.PodSandbox`."""
+        with self._plugging:
+            if mac in self._nics:
+                self._unplug(mac)
+
+    def _unplug(self, mac: str) -> None:
+        self._machine.vm().remove_device(self._nics.pop(mac)[0])
+
+    def configure(self, interfaces: Sequence[Interface]) -> None:
+        """Bring all interfaces up to date; those that the machine does not have are left out.
+
+        See :class:`casemate.sandbox.PodSandbox`.
+        """
+        with self._plugging:
+            for interface in interfaces:
+                if interface.mac in self._nics:
+                    self._nics[interface.mac] = (self._nics[interface.mac][0], interface)
+            self._send_interfaces()
+
+    def _interfaces(self) -> list[dict[str, Any]]:
+        return [asdict(interface) for _, interface in self._nics.values()]
+
+    def _send_interfaces(self) -> None:
+        self._calls.call("sandbox.network", {"interfaces": self._interfaces()})
+
+    def plug_disk(self, disk: Disk) -> None:
+        """Add a block device. See :class:`casemate.sandbox.PodSandbox`."""
+        device = _block(disk)
+        try:
+            vm = self._machine.vm()
+        except HypervisorError:
+            close_devices([device])
+            raise
+        vm.add_device(device)
+
+    # ---- streams
+
+    def connect(self, port: int) -> ProcessStreams:
+        """Connect to a port of the guest's loopback. See :class:`casemate.sandbox.PodSandbox`.
+
+        Raises:
+            NetworkError: nobody listens there.
+        """
+        streams = self._calls.open("sandbox.connect", {"port": port}, ("stdin", "stdout"))
+        return ProcessStreams(streams["stdin"], streams["stdout"], None)
+
+    def serve_dns(self, addresses: Sequence[str]) -> ProcessStreams:
+        """Have the guest take name queries. See :class:`casemate.sandbox.PodSandbox`."""
+        streams = self._calls.open("sandbox.dns", {"addresses": list(addresses)}, ("stdin", "stdout"))
+        return ProcessStreams(streams["stdin"], streams["stdout"], None)
+
+    # ---- the whole
+
+    def info(self) -> dict[str, Any]:
+        """What was learnt when the guest came up. See :class:`casemate.sandbox.PodSandbox`."""
+        return self._machine.info()
+
+    def flush(self) -> None:
+        """Have the guest write everything back. See :class:`casemate.sandbox.PodSandbox`."""
+        self._machine.flush()
+
+    def close(self) -> None:
+        """End the machine and give everything back. See :class:`casemate.sandbox.PodSandbox`.
+
+        One who boots meanwhile finds it closed at its next step, and has to close again what it made since.
+        """
+        over = self._machine.close()
+        trees.remove(self._run_path)
+        if over:
+            uids.release(self._id, self.config)
+
+
+def _block(disk: Disk) -> base.Block:
+    """A device for a disk, on a descriptor that is open in the way that the device will be; the disk's is closed."""
+    mode = os.O_RDONLY if disk.read_only else os.O_RDWR
+    fd = -1
+    try:
+        is_device = stat.S_ISBLK(os.fstat(disk.fd).st_mode)
+        if fcntl.fcntl(disk.fd, fcntl.F_GETFL) & os.O_ACCMODE == mode:
+            fd = os.dup(disk.fd)
+        else:
+            fd = os.open(f"/proc/self/fd/{disk.fd}", mode | os.O_CLOEXEC)
+        return base.Block(disk.serial, fd, disk.read_only, is_device)
+    except BaseException as error:
+        if fd >= 0:
+            os.close(fd)
+        if isinstance(error, OSError):
+            raise HypervisorError(f"the disk {disk.serial} cannot be opened: {error.strerror}") from None
+        raise
+    finally:
+        os.close(disk.fd)
+
+
+def _group(procs: Iterable[Path]) -> Cgroup:
+    """The control group of ``cgroup.procs`` files, for its figures."""
+    directories: dict[str, Path] = {}
+    for directory in (path.parent for path in procs):
+        with contextlib.suppress(OSError):
+            controllers = (directory / "cgroup.controllers").read_text().split()
+            directories["unified"] = directory
+            directories.update(dict.fromkeys(controllers, directory))
+            continue
+        for controller, name in _FILES_OF.items():
+            if (directory / name).exists():
+                directories[controller] = directory
+    return Cgroup("sandbox", directories)
