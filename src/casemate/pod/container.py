@@ -58,7 +58,7 @@ class StandIn:
             *lines, rest = (rest + data).split(b"\n")
             rest = rest[-MAX_LINE:]
             for line in lines:
-                word, *numbers = line[:MAX_LINE].split()[:3] or [b""]
+                word, *numbers = line[:MAX_LINE].split()[:4] or [b""]
                 if word in (b"size", b"signal") and all(number.isdigit() for number in numbers):
                     self._heard(word.decode(), tuple(int(number) for number in numbers))
         self._ended.set()

@@ -327,10 +327,10 @@ class PodKeeper:
             self._names.pop(container.name, None)
             sandbox = self._sandbox if self._up else None
         container.update(("creating", "created"), status="creating", creator=maker[0], creator_start=maker[1])
+        task.done.set()  # first: that its stand-in ends now is no reason for anything
         if task.standin is not None:
             task.standin.close()
         task.exited(ProcessExit(255))
-        task.done.set()
         if sandbox is not None:
             for step in (sandbox.delete, sandbox.detach):
                 with contextlib.suppress(CasemateError):
@@ -650,9 +650,9 @@ class PodKeeper:
             process = request["process"]
             streams = self._machine().exec(container.name, str(task.key), process, "stdin" in fds, _size(request))
         except BaseException:
+            task.done.set()
             if task.standin is not None:
                 task.standin.close()
-            task.done.set()
             container.drop_exec(task, forget=True)
             raise
         self._tell({"event": "start", "id": container.id, "exec": exec_id, "at": time.time()})
