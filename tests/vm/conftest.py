@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.debian_image import TAG, build
-from tests.vm import support
+from tests.vm import oci, support
 from tests.vm.support import CACHE, Casemate, Container, Environment, detached, environment
 
 
@@ -38,6 +38,20 @@ def cm(env: Environment) -> Casemate:
 def container(cm: Casemate, request: pytest.FixtureRequest) -> Iterator[Container]:
     """A busybox container that runs while this module's tests do."""
     with detached(cm, "shared-" + request.module.__name__.rpartition(".")[2].replace("_", "-")) as made:
+        yield made
+
+
+@pytest.fixture(params=["casemate", "runc"])
+def either(request: pytest.FixtureRequest, env: Environment, tmp_path: Path) -> Iterator[oci.Runtime]:
+    """Both OCI runtimes in turn: what holds for runc has to hold for ours."""
+    with oci.runtime(request.param, env, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def ours(env: Environment, tmp_path: Path) -> Iterator[oci.Runtime]:
+    """Our OCI runtime, for what runc does in another way or not at all."""
+    with oci.runtime("casemate", env, tmp_path) as made:
         yield made
 
 
