@@ -1,0 +1,946 @@
+"""Networks of engines' containers against the real kernel, each test in namespaces of its own.
+
+A "host" namespace has a bridge, as Docker makes one. A container has a namespace with a link to it, and behind its
+interfaces a guest, which is a namespace as well (:mod:`tests.vm.pod_guest`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from casemate.errors import HostError, NetworkError
+from casemate.host import bpf, mirror, namespaces, syscalls
+from casemate.host.mirror import Found
+from casemate.host.watch import Watch
+from casemate.pod import resolver
+from casemate.pod.forward import Forward
+from casemate.pod.network import PodNetwork
+from casemate.pod.resolver import Resolver
+from casemate.sandbox import Interface, Neighbour, Route
+from tests.vm.host_tools import in_child, needs_root
+from tests.vm.pod_guest import FakePod, new_netns, sh
+
+pytestmark = needs_root
+
+HOST4, HOST6 = "172.30.0.1", "fd00:30::1"
+SERVER = "127.0.0.11"
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+T = TypeVar("T")
+
+
+class Engine:
+    """One container: its namespace with what an engine puts there, the guest, and what joins the two."""
+
+    def __init__(self, lab: Lab, number: int, *, mtu: int = 1500, slots: int = 4) -> None:
+        self.lab, self.number = lab, number
+        self.netns = new_netns()
+        self.v4, self.v6 = f"172.30.0.{number}", f"fd00:30::{number}"
+        self.link("eth0", mtu=mtu)
+        self.inside(lambda: sh(f"ip route add default via {HOST4}; ip -6 route add default via {HOST6}"))
+        self.pod = FakePod(slots)
+        self.log: list[str] = []
+        self.network = PodNetwork(self.pod, self.netns, self.logged)
+
+    def logged(self, text: str) -> None:
+        self.log.append(text)
+        self.pod.told("log", text)
+
+    def link(self, name: str, *, mtu: int = 1500, net: int = 30, bridge: str = "br0") -> None:
+        """Add an interface the way engines do: made outside, moved in, named, given its addresses, then brought up."""
+        outer, number = f"v{self.number}{name}", self.number
+        sh(
+            f"ip link add {outer} mtu {mtu} type veth peer name tmp{number} mtu {mtu} netns /proc/{os.getpid()}/fd/"
+            f"{self.netns}; ip link set {outer} master {bridge} up"
+        )
+        self.inside(lambda: sh(
+            f"ip link set tmp{number} name {name}; ip addr add 172.{net}.0.{number}/24 dev {name};"
+            f"ip addr add fd00:{net}::{number}/64 dev {name} nodad; ip link set {name} up"
+        ))
+
+    def inside(self, function: Callable[[], T]) -> T:
+        """Call ``function`` in the engine's namespace."""
+        return namespaces.in_netns(self.netns, function)
+
+    def boot(self) -> None:
+        self.pod.boot(self.netns, self.network.nics(), [], "guest")
+        self.network.follow()
+
+    def close(self) -> None:
+        self.network.close()
+        self.network.close()
+        self.pod.close()
+        os.close(self.netns)
+
+
+class Lab:
+    """The host around one test. Made in a forked child, whose namespace becomes the host's."""
+
+    def __init__(self) -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        sh("ip link set lo up")
+        self.bridge("br0", 30)
+        self.engines: list[Engine] = []
+
+    def bridge(self, name: str, net: int) -> None:
+        sh(
+            f"ip link add {name} type bridge; ip addr add 172.{net}.0.1/24 dev {name};"
+            f"ip addr add fd00:{net}::1/64 dev {name} nodad; ip link set {name} up"
+        )
+
+    def container(self, *, boot: bool = True, mtu: int = 1500, slots: int = 4) -> Engine:
+        engine = Engine(self, 10 + len(self.engines), mtu=mtu, slots=slots)
+        self.engines.append(engine)
+        if boot:
+            engine.boot()
+        return engine
+
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.close()
+
+
+def in_lab(test: Callable[[Lab], None]) -> None:
+    def body() -> None:
+        lab = Lab()
+        try:
+            test(lab)
+        finally:
+            lab.close()
+
+    in_child(body)
+
+
+def listen(address: str, port: int = 0, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.settimeout(10)
+    sock.bind((address, port))
+    if kind == socket.SOCK_STREAM:
+        sock.listen()
+    return sock
+
+
+def connect(address: str, port: int) -> socket.socket:
+    return socket.create_connection((address, port), timeout=10)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    parts = []
+    while part := sock.recv(1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def send_all(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def exchange(server: socket.socket, dial: Callable[[], socket.socket], size: int = 1000) -> str:
+    """Send ``size`` bytes to the server and back; the client's address as the server sees it."""
+    data = os.urandom(size)
+
+    def serve() -> None:
+        peer, who = server.accept()
+        with peer:
+            peer.settimeout(10)
+            seen.append(who[0])
+            peer.sendall(read_all(peer))
+
+    seen: list[str] = []
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with dial() as client:
+            sender = threading.Thread(target=send_all, args=(client, data))
+            sender.start()
+            assert read_all(client) == data
+            sender.join()
+    finally:
+        thread.join()
+    return seen[0]
+
+
+# ---- traffic
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_container_and_the_host_reach_each_other(family: int) -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        host, own = (HOST4, one.v4) if family == 4 else (HOST6, one.v6)
+        with listen(host) as server:
+            port = server.getsockname()[1]
+            assert exchange(server, lambda: one.pod.inside(lambda: connect(host, port)), 3_000_000) == own
+        with one.pod.inside(lambda: listen(own)) as server:
+            port = server.getsockname()[1]
+            assert exchange(server, lambda: connect(own, port), 3_000_000) == host
+        assert max(cable.largest for cable in one.pod.cables.values()) > 10_000  # segments pass as they are
+
+    in_lab(test)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_container_to_container(family: int) -> None:
+    def test(lab: Lab) -> None:
+        one, two = lab.container(), lab.container()
+        address, client = (two.v4, one.v4) if family == 4 else (two.v6, one.v6)
+        with two.pod.inside(lambda: listen(address)) as server:
+            port = server.getsockname()[1]
+            assert exchange(server, lambda: one.pod.inside(lambda: connect(address, port)), 3_000_000) == client
+
+    in_lab(test)
+
+
+def test_link_local_addresses_are_the_same_in_the_guest_and_work() -> None:
+    def test(lab: Lab) -> None:
+        one, two = lab.container(), lab.container()
+        (local,) = [a for a in one.network.interfaces[0].addresses if a.startswith("fe80:")]
+        address = local.partition("/")[0]
+        scope = two.pod.inside(lambda: socket.if_nametoindex("eth0"))
+
+        def server_at() -> socket.socket:
+            sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+            sock.settimeout(10)
+            sock.bind((address, 0, 0, socket.if_nametoindex("eth0")))
+            sock.listen()
+            return sock
+
+        def dial() -> socket.socket:
+            sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+            sock.settimeout(10)
+            sock.connect((address, port, 0, scope))
+            return sock
+
+        with one.pod.inside(server_at) as server:
+            port = server.getsockname()[1]
+            assert exchange(server, lambda: two.pod.inside(dial)).startswith("fe80:")
+
+    in_lab(test)
+
+
+def test_an_mtu_below_the_usual_is_the_guests_too() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container(mtu=1400)
+        assert [interface.mtu for interface in one.network.interfaces] == [1400]
+        with listen(HOST4) as server:
+            port = server.getsockname()[1]
+
+            def dial() -> socket.socket:
+                client = connect(HOST4, port)
+                assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1360
+                return client
+
+            exchange(server, lambda: one.pod.inside(dial), 1_000_000)
+        with listen(HOST4, kind=socket.SOCK_DGRAM) as server, one.pod.inside(
+            lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        ) as client:
+            client.sendto(bytes(1372), server.getsockname())
+            assert len(server.recv(2000)) == 1372
+            client.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO: no fragments
+            with pytest.raises(OSError, match="Message too long"):
+                client.sendto(bytes(1373), server.getsockname())
+
+    in_lab(test)
+
+
+def test_two_interfaces() -> None:
+    def test(lab: Lab) -> None:
+        lab.bridge("br1", 31)
+        one = lab.container(boot=False)
+        one.link("eth1", net=31, bridge="br1")
+        one.boot()
+        assert [interface.name for interface in one.network.interfaces] == ["eth0", "eth1"]
+        for address, source in ((HOST4, "172.30.0.10"), ("172.31.0.1", "172.31.0.10"), ("fd00:31::1", "fd00:31::10")):
+            with listen(address) as server:
+                port = server.getsockname()[1]
+                dial = lambda: one.pod.inside(lambda: connect(address, port))  # noqa: E731, B023
+                assert exchange(server, dial, 100_000) == source
+
+    in_lab(test)
+
+
+def test_a_namespace_with_nothing_but_its_loopback() -> None:
+    def test(lab: Lab) -> None:
+        netns = new_netns()
+        network = PodNetwork(FakePod(), netns)
+        assert network.nics() == []
+        network.follow()
+        network.close()
+
+    in_lab(test)
+
+
+def test_without_bpf_the_guest_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise HostError("the kernel does not take a BPF program")
+
+    def test(lab: Lab) -> None:
+        monkeypatch.setattr(bpf, "program", refuse)
+        one, two = lab.container(), lab.container()
+        for address in (two.v4, two.v6):
+            with two.pod.inside(lambda a=address: listen(a)) as server:  # type: ignore[misc]
+                port = server.getsockname()[1]
+                dial = lambda: one.pod.inside(lambda: connect(address, port))  # noqa: E731, B023
+                exchange(server, dial, 1_000_000)
+
+    in_lab(test)
+
+
+# ---- the namespace's own programs
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_programs_in_the_namespace_still_hear_answers(family: int, kind: socket.SocketKind) -> None:
+    """Docker's name server asks outer ones from there."""
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        host = HOST4 if family == 4 else HOST6
+        # Nothing may be known from before: an answer to the namespace's ARP or solicitation has to come through too.
+        one.inside(lambda: sh("ip neigh flush dev eth0"))
+        with listen(host, kind=kind) as server:
+            address = server.getsockname()[:2]
+            for where in (one.inside, one.pod.inside):  # and the guest's own to the same server as well
+                if kind == socket.SOCK_STREAM:
+                    exchange(server, lambda: where(lambda: connect(*address)), 200_000)  # noqa: B023
+                    continue
+                with where(lambda: socket.socket(server.family, kind)) as client:
+                    client.settimeout(10)
+                    client.connect(address)
+                    for size in (10, 1400):
+                        client.send(bytes(size))
+                        data, who = server.recvfrom(2000)
+                        server.sendto(data, who)
+                        assert len(client.recv(2000)) == size
+
+    in_lab(test)
+
+
+def test_what_the_namespace_only_listens_for_goes_to_the_guest() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        with one.inside(lambda: listen("0.0.0.0", 8080)), one.pod.inside(lambda: listen(one.v4, 8080)) as guest:
+            exchange(guest, lambda: connect(one.v4, 8080))
+        with (
+            one.inside(lambda: listen("0.0.0.0", 5353, socket.SOCK_DGRAM)) as namespaces_own,
+            one.pod.inside(lambda: listen(one.v4, 5353, socket.SOCK_DGRAM)) as guest,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        ):
+            client.sendto(b"question", (one.v4, 5353))
+            assert guest.recv(100) == b"question"
+            namespaces_own.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                namespaces_own.recv(100)
+
+    in_lab(test)
+
+
+def test_a_refused_connection_is_refused_once_and_by_the_guest() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        with pytest.raises(ConnectionRefusedError):
+            connect(one.v4, 81)
+        with pytest.raises(ConnectionRefusedError):
+            connect(one.v6, 81)
+        with pytest.raises(ConnectionRefusedError):
+            one.inside(lambda: connect(HOST4, 81))  # the reset is an answer too
+        with one.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
+            client.settimeout(10)
+            client.connect((HOST4, 81))
+            client.send(b"question")
+            with pytest.raises(ConnectionRefusedError):  # and so is an ICMP error
+                client.recv(100)
+
+    in_lab(test)
+
+
+def test_the_namespaces_programs_do_not_choose_a_guests_ports() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container(boot=False)
+        before, outside = one.inside(PORT_RANGE.read_text), PORT_RANGE.read_text()
+        one.boot()
+        with one.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
+            client.connect((HOST4, 53))
+            assert 61000 <= client.getsockname()[1] <= 65000
+        assert PORT_RANGE.read_text() == outside
+        one.network.close()
+        assert one.inside(PORT_RANGE.read_text) == before
+
+    in_lab(test)
+
+
+def test_closing_gives_the_interface_back() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        one.network.close()
+        one.pod.close()
+        assert "ingress" not in one.inside(lambda: sh("tc qdisc show"))
+        assert mirror.TAPS not in one.inside(lambda: sh("ip link"))
+        with one.inside(lambda: listen(one.v4)) as server:
+            port = server.getsockname()[1]
+            exchange(server, lambda: connect(one.v4, port))
+
+    in_lab(test)
+
+
+def test_what_a_killed_keeper_left_is_replaced() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container(boot=False)
+        (found,) = mirror.discover(one.netns)
+        os.close(mirror.mirror(one.netns, found.index))  # the tap goes, the filters stay
+        assert "ingress" in one.inside(lambda: sh("tc qdisc show"))
+        one.boot()
+        with listen(HOST4) as server:
+            port = server.getsockname()[1]
+            exchange(server, lambda: one.pod.inside(lambda: connect(HOST4, port)))
+
+    in_lab(test)
+
+
+def test_somebody_elses_filter_stays() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container(boot=False)
+        one.inside(lambda: sh(
+            "tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress prio 7 u32 match u32 0 0 flowid 1:1"
+        ))
+        one.boot()
+        with listen(HOST4) as server:
+            port = server.getsockname()[1]
+            exchange(server, lambda: one.pod.inside(lambda: connect(HOST4, port)))
+        one.network.close()
+        assert "clsact" in one.inside(lambda: sh("tc qdisc show dev eth0"))
+        assert "pref 7" in one.inside(lambda: sh("tc filter show dev eth0 egress"))
+        assert one.inside(lambda: sh("tc filter show dev eth0 ingress")) == ""
+
+    in_lab(test)
+
+
+# ---- what is there
+
+
+def test_everything_about_an_interface_is_found() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container(boot=False)
+        one.inside(lambda: sh(
+            "ip link set eth0 address 02:11:22:33:44:55;"
+            "ip addr add 10.9.9.1 peer 10.9.9.2/32 dev eth0; ip addr add 172.30.0.99/24 dev eth0;"
+            "ip route add 10.1.0.0/16 via 172.30.0.7 metric 50; ip route add 169.254.1.1 dev eth0 scope link;"
+            "ip route add 10.2.0.0/16 via 203.0.113.1 dev eth0 onlink src 172.30.0.99;"
+            "ip route add 10.3.0.0/16 dev eth0 table 77; ip route add blackhole 10.4.0.0/16;"
+            "ip -6 route add fd00:99::/64 via fd00:30::7 metric 77;"
+            "ip neigh add 172.30.0.50 lladdr 02:00:00:00:00:50 dev eth0 nud permanent;"
+            "ip neigh add 172.30.0.51 lladdr 02:00:00:00:00:51 dev eth0 nud reachable;"
+            "ip -6 neigh add fd00:30::50 lladdr 02:00:00:00:00:50 dev eth0 nud permanent;"
+            "ip link add down0 type veth peer name down1; ip link add br7 type bridge; ip link set down1 master br7 up"
+        ))
+        (found,) = [one for one in mirror.discover(one.netns) if one.up]
+        interface = found.interface
+        assert (interface.name, interface.mac, interface.mtu) == ("eth0", "02:11:22:33:44:55", 1500)
+        assert set(interface.addresses) == {
+            "172.30.0.10/24", "10.9.9.1/32", "172.30.0.99/24", "fd00:30::10/64",
+            *(a for a in interface.addresses if a.startswith("fe80:")),
+        }  # fmt: skip
+        assert interface.addresses.index("172.30.0.10/24") < interface.addresses.index("172.30.0.99/24")
+        assert set(interface.routes) == {
+            Route("10.9.9.2/32", None, 0, "link", "10.9.9.1"),
+            Route("169.254.1.1/32", None, 0, "link"),
+            Route("10.1.0.0/16", "172.30.0.7", 50),
+            Route("10.2.0.0/16", "203.0.113.1", 0, "global", "172.30.0.99", onlink=True),
+            Route("0.0.0.0/0", HOST4),
+            Route("::/0", HOST6, 1024),
+            Route("fd00:99::/64", "fd00:30::7", 77),
+        }
+        gateways = [route.gateway for route in interface.routes]
+        assert gateways.index(None) == 0 and None not in gateways[gateways.count(None) :]
+        assert interface.neighbours == (
+            Neighbour("172.30.0.50", "02:00:00:00:00:50"), Neighbour("fd00:30::50", "02:00:00:00:00:50")
+        )  # fmt: skip
+        assert {one.interface.name for one in mirror.discover(one.netns)} == {"eth0", "down0", "br7"}
+
+    in_lab(test)
+
+
+def test_an_interface_without_ipv6_has_no_ipv6_address() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container(boot=False)
+        one.inside(lambda: sh("echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6"))
+        (found,) = mirror.discover(one.netns)
+        assert not [text for text in (*found.interface.addresses, *found.interface.routes) if ":" in str(text)]
+
+    in_lab(test)
+
+
+def test_too_much_is_refused() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container(boot=False)
+        one.inside(lambda: sh("for n in $(seq 2 66); do ip addr add 10.0.$n.1/24 dev eth0; done"))
+        with pytest.raises(NetworkError, match="eth0 has .* addresses, at most 64"):
+            one.network.nics()
+        assert one.network.interfaces == ()
+        one.inside(lambda: sh(
+            "ip addr flush dev eth0; for n in $(seq 9); do ip link add d$n type veth peer name e$n; done"
+        ))
+        with pytest.raises(NetworkError, match="19 interfaces, at most 16"):
+            one.network.nics()
+
+    in_lab(test)
+
+
+# ---- changes while it runs
+
+
+def names(engine: Engine) -> list[str]:
+    return [interface.name for interface in engine.network.interfaces]
+
+
+def told(engine: Engine) -> tuple[Interface, ...]:
+    """What the guest was told last; one interface with nothing when that has not happened yet."""
+    found = [what for call, what in engine.pod.calls if call == "configure"]
+    return found[-1] if found else (Interface("", "", 0),)  # type: ignore[return-value]
+
+
+def test_an_interface_that_comes_late_and_goes() -> None:
+    def test(lab: Lab) -> None:
+        lab.bridge("br1", 31)
+        one = lab.container()
+        one.link("eth1", net=31, bridge="br1")
+        one.pod.until(lambda: any("172.31.0.10/24" in a.addresses for a in told(one)))
+        for address in ("172.31.0.1", "fd00:31::1", HOST4):
+            with listen(address) as server:
+                port = server.getsockname()[1]
+                dial = lambda: one.pod.inside(lambda: connect(address, port))  # noqa: E731, B023
+                exchange(server, dial, 100_000)
+        mac = told(one)[1].mac
+        sh("ip link delete v10eth1")
+        one.pod.until(lambda: ("unplug", mac) in one.pod.calls)
+        assert names(one) == ["eth0"]
+        assert one.log == []
+
+    in_lab(test)
+
+
+def test_addresses_routes_names_and_mtu_follow_without_breaking_connections() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        with (
+            listen(HOST4) as server,
+            one.pod.inside(lambda: connect(HOST4, server.getsockname()[1])) as client,
+            server.accept()[0] as peer,
+        ):
+            one.inside(lambda: sh("ip addr add 172.30.0.77/24 dev eth0; ip route add 10.5.0.0/16 via 172.30.0.2"))
+            one.pod.until(lambda: Route("10.5.0.0/16", "172.30.0.2") in told(one)[0].routes)
+            assert "172.30.0.77/24" in told(one)[0].addresses
+            one.inside(lambda: sh("ip link set eth0 mtu 1300"))
+            one.pod.until(lambda: told(one)[0].mtu == 1300)
+            one.inside(lambda: sh("ip route del 10.5.0.0/16; ip addr del 172.30.0.77/24 dev eth0"))
+            one.pod.until(lambda: "172.30.0.77/24" not in told(one)[0].addresses)
+            client.sendall(b"still there")
+            assert peer.recv(100) == b"still there"
+        assert one.log == [] and [call for call, _ in one.pod.calls if call != "configure"] == []
+
+    in_lab(test)
+
+
+def test_a_change_between_boot_and_following_is_not_missed() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container(boot=False)
+        one.pod.boot(one.netns, one.network.nics(), [], "guest")
+        one.inside(lambda: sh("ip addr add 172.30.0.77/24 dev eth0"))
+        one.network.follow()
+        one.pod.until(lambda: "172.30.0.77/24" in told(one)[0].addresses)
+
+    in_lab(test)
+
+
+def test_an_interface_that_is_down_for_a_moment_stays_in_the_guest() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        one.inside(lambda: sh("ip link set eth0 down"))
+        one.pod.until(lambda: told(one)[0].mtu > 0 and not told(one)[0].routes)
+        one.inside(lambda: sh(f"ip link set eth0 up; ip route add default via {HOST4}"))
+        one.pod.until(lambda: bool(told(one)[0].routes))
+        assert "unplug" not in [call for call, _ in one.pod.calls]
+        with listen(HOST4) as server:
+            port = server.getsockname()[1]
+            exchange(server, lambda: one.pod.inside(lambda: connect(HOST4, port)))
+
+    in_lab(test)
+
+
+def test_one_with_another_hardware_address_is_another_one() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        before = one.network.interfaces[0].mac
+        one.inside(lambda: sh("ip link set eth0 down; ip link set eth0 address 02:00:00:00:77:77 up"))
+        one.pod.until(lambda: any(a.mac == "02:00:00:00:77:77" for a in told(one)))
+        calls = [call for call, _ in one.pod.calls]
+        assert ("unplug", before) in one.pod.calls and calls.index("unplug") < calls.index("plug")
+
+    in_lab(test)
+
+
+def test_a_plug_that_fails_leaves_the_rest_and_is_tried_again_when_there_is_room() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container(slots=1)
+        for number in (1, 2):
+            lab.bridge(f"br{number}", 30 + number)
+            one.link(f"eth{number}", net=30 + number, bridge=f"br{number}")
+            one.pod.until(lambda: len([1 for call, _ in one.pod.calls if call in ("plug", "refused")]) == number)  # noqa: B023
+        one.pod.until(lambda: bool(one.log))
+        assert one.log == ["network: eth2 stays outside: no slot is left"]
+        assert names(one) == ["eth0", "eth1"]
+        assert "ingress" not in one.inside(lambda: sh("tc qdisc show dev eth2"))
+        sh("ip link delete v10eth1")
+        one.pod.until(lambda: [a.name for a in told(one)] == ["eth0", "eth2"])
+        with listen("172.32.0.1") as server:
+            port = server.getsockname()[1]
+            exchange(server, lambda: one.pod.inside(lambda: connect("172.32.0.1", port)))
+
+    in_lab(test)
+
+
+def test_a_guest_that_could_not_be_told_is_told_with_the_next_change() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        one.pod.refuse_configure = "the guest does not answer"
+        one.inside(lambda: sh("ip addr add 172.30.0.77/24 dev eth0"))
+        one.pod.until(lambda: bool(one.log))
+        assert one.log[0] == "network: the guest's interfaces are not up to date: the guest does not answer"
+        one.pod.refuse_configure = ""
+        one.inside(lambda: sh("ip addr del 172.30.0.77/24 dev eth0"))  # back to what the guest has: told all the same
+        one.pod.until(lambda: told(one)[0].mtu > 0)
+
+    in_lab(test)
+
+
+def test_many_changes_are_few_calls_and_the_last_one_is_right() -> None:
+    def test(lab: Lab) -> None:
+        netns = new_netns()
+        calls: list[list[Found]] = []
+        news = threading.Condition()
+
+        def changed(found: list[Found]) -> None:
+            with news:
+                calls.append(found)
+                news.notify_all()
+
+        watch = Watch(netns, changed, lambda error: calls.append([]))
+        namespaces.in_netns(netns, lambda: sh("ip link add a0 type veth peer name b0; ip link set a0 up"))
+        batch = "\n".join(f"addr add 10.1.0.{n}/32 dev a0" for n in range(1, 61))
+        namespaces.in_netns(netns, lambda: sh(f"ip -batch - <<'END'\n{batch}\nEND"))
+        watch.start([])
+
+        def addresses() -> int:
+            return len([a for one in calls[-1] for a in one.interface.addresses if "." in a]) if calls else 0
+
+        with news:
+            assert news.wait_for(lambda: addresses() == 60, 20)
+            assert len(calls) <= 3  # the link-local addresses may come later
+        namespaces.in_netns(netns, lambda: sh("ip addr flush dev a0"))
+        with news:
+            assert news.wait_for(lambda: addresses() == 0, 20)
+        watch.close()
+        watch.close()
+        before = len(calls)
+        namespaces.in_netns(netns, lambda: sh("ip addr add 10.1.0.1/32 dev a0"))
+        assert len(calls) == before
+        os.close(netns)
+
+    in_lab(test)
+
+
+def test_a_watch_that_was_overrun_reads_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def test(lab: Lab) -> None:
+        netns = new_netns()
+        calls: list[list[Found]] = []
+        news, go = threading.Condition(), threading.Event()
+
+        def changed(found: list[Found]) -> None:
+            go.wait(20)
+            with news:
+                calls.append(found)
+                news.notify_all()
+
+        watch = Watch(netns, changed, lambda error: calls.append([]))
+        watch._news.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        namespaces.in_netns(netns, lambda: sh("ip link add a0 type veth peer name b0; ip link set a0 up"))
+        watch.start([])  # and it is held in the first call while the rest happens
+        batch = "\n".join(f"addr add 10.1.0.{n}/32 dev a0" for n in range(1, 61))
+        namespaces.in_netns(netns, lambda: sh(f"ip -batch - <<'END'\n{batch}\nEND"))
+        go.set()
+        with news:
+            assert news.wait_for(lambda: any(len(one.interface.addresses) >= 60 for one in (calls or [[]])[-1]), 20)
+        watch.close()
+        os.close(netns)
+
+    in_lab(test)
+
+
+# ---- names
+
+
+class NameServer:
+    """A tiny name server in an engine's namespace, as Docker's is: what ends in ``.outside`` is asked further."""
+
+    def __init__(self, engine: Engine, outer: str) -> None:
+        self.engine, self.outer = engine, outer
+        self.udp = engine.inside(lambda: listen(SERVER, 53, socket.SOCK_DGRAM))
+        self.tcp = engine.inside(lambda: listen(SERVER, 53))
+        self.further = socket.create_server((outer, 53), family=socket.AF_INET6 if ":" in outer else socket.AF_INET)
+        self.further_udp = listen(outer, 53, socket.SOCK_DGRAM)
+        self.threads = [
+            threading.Thread(target=work, daemon=True)
+            for work in (self.serve_udp, self.serve_tcp, self.outside, self.outside_tcp)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def serve_udp(self) -> None:
+        while True:
+            query, who = self.udp.recvfrom(65535)
+            self.udp.sendto(self.answer(query, socket.SOCK_DGRAM), who)
+
+    def serve_tcp(self) -> None:
+        while True:
+            connection, _ = self.tcp.accept()
+            with connection:
+                query = receive_tcp(connection)
+                reply = self.answer(query, socket.SOCK_STREAM)
+                connection.sendall(struct.pack("!H", len(reply)) + reply)
+
+    def answer(self, query: bytes, kind: socket.SocketKind) -> bytes:
+        if b"outside" not in query:
+            return answer_to(query, b"inner")
+        with self.engine.inside(lambda: connected((self.outer, 53), kind)) as sock:
+            if kind == socket.SOCK_DGRAM:
+                sock.send(query)
+                return sock.recv(65535)
+            sock.sendall(struct.pack("!H", len(query)) + query)
+            return receive_tcp(sock)
+
+    def outside(self) -> None:
+        while True:
+            query, who = self.further_udp.recvfrom(65535)
+            self.further_udp.sendto(answer_to(query, b"outer from " + who[0].encode()), who)
+
+    def outside_tcp(self) -> None:
+        while True:
+            connection, who = self.further.accept()
+            with connection:
+                reply = answer_to(receive_tcp(connection), b"outer from " + who[0].encode())
+                connection.sendall(struct.pack("!H", len(reply)) + reply)
+
+
+def connected(address: tuple[str, int], kind: socket.SocketKind) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, kind)
+    sock.settimeout(10)
+    sock.connect(address)
+    return sock
+
+
+def receive_tcp(sock: socket.socket) -> bytes:
+    data = b""
+    while len(data) < 2 or len(data) < 2 + struct.unpack_from("!H", data)[0]:
+        part = sock.recv(65535)
+        assert part
+        data += part
+    return data[2:]
+
+
+def query_of(name: bytes, number: int = 7) -> bytes:
+    return struct.pack("!HHHHHH", number, 0x0100, 1, 0, 0, 0) + name
+
+
+def answer_to(query: bytes, text: bytes) -> bytes:
+    return query[:2] + b"\x80" + query[3:] + b" -> " + text
+
+
+def frame(kind: int, tag: int, message: bytes) -> bytes:
+    return resolver.HEAD.pack(len(message), kind, tag) + message
+
+
+def read_frame(sock: socket.socket) -> tuple[int, int, bytes]:
+    length, kind, tag = resolver.HEAD.unpack(sock.recv(resolver.HEAD.size, socket.MSG_WAITALL))
+    return kind, tag, sock.recv(length, socket.MSG_WAITALL) if length else b""
+
+
+@pytest.mark.parametrize("outer", [HOST4, HOST6])
+def test_names_are_asked_in_the_namespace_and_outside_names_come_back(outer: str) -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        NameServer(one, outer)
+        service = Resolver(one.pod, one.netns, (SERVER,))
+        service.start()
+        assert one.pod.calls == [("serve_dns", (SERVER,))]
+        own = one.v4 if outer == HOST4 else one.v6
+        for kind in (resolver.UDP, resolver.TCP):
+            one.pod.dns.sendall(frame(kind, 11, query_of(b"db")) + frame(kind, 12, query_of(b"www.outside")))
+            got = {read_frame(one.pod.dns) for _ in range(2)}
+            assert got == {
+                (kind, 11, answer_to(query_of(b"db"), b"inner")),
+                (kind, 12, answer_to(query_of(b"www.outside"), b"outer from " + own.encode())),
+            }
+        service.close()
+        service.close()
+        assert one.pod.dns.recv(1) == b""
+
+    in_lab(test)
+
+
+def test_queries_that_are_none_are_dropped_and_refused_ones_get_no_answer() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        service = Resolver(one.pod, one.netns, ("127.0.0.12", SERVER))
+        service.start()
+        one.pod.dns.sendall(frame(resolver.UDP, 1, query_of(b"nobody listens")))
+        assert read_frame(one.pod.dns) == (resolver.UDP, 1, b"")
+        one.pod.dns.sendall(frame(resolver.TCP, 2, query_of(b"nobody listens")))
+        assert read_frame(one.pod.dns) == (resolver.TCP, 2, b"")
+        NameServer(one, HOST4)  # the second address from now on
+        bad = frame(0, 3, b"") + frame(0, 4, b"x" * 11) + frame(9, 5, query_of(b"x"))
+        bad += frame(0, 6, bytes(2) + b"\x80" + bytes(9))  # an answer
+        data = bad + frame(resolver.UDP, 7, query_of(b"db"))
+        for at in range(0, len(data), 5):  # in pieces
+            one.pod.dns.sendall(data[at : at + 5])
+        assert read_frame(one.pod.dns) == (resolver.UDP, 7, answer_to(query_of(b"db"), b"inner"))
+        big = query_of(b"b" * 40_000)
+        one.pod.dns.sendall(frame(resolver.TCP, 8, big))
+        assert read_frame(one.pod.dns)[2][:2] == big[:2]
+        service.close()
+
+    in_lab(test)
+
+
+def test_silent_name_servers_hold_neither_sockets_nor_others_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def test(lab: Lab) -> None:
+        monkeypatch.setattr(resolver, "QUERY_SECONDS", 1.0)
+        one = lab.container()
+        with one.inside(lambda: listen(SERVER, 53, socket.SOCK_DGRAM)) as silent:
+            service = Resolver(one.pod, one.netns, (SERVER,))
+            service.start()
+            for tag in range(resolver.MAX_QUERIES):
+                one.pod.dns.sendall(frame(0, tag, query_of(b"slow", tag)))
+            queries = [silent.recvfrom(1000) for _ in range(resolver.MAX_QUERIES)]
+            one.pod.dns.sendall(frame(0, 9999, query_of(b"one too many")))
+            assert read_frame(one.pod.dns) == (0, 9999, b"")
+            query, who = queries[5]
+            forged = answer_to(b"\xff\xff" + query[2:], b"forged")
+            silent.sendto(forged, who)
+            silent.sendto(query, who)
+            silent.sendto(answer_to(query, b"late"), who)
+            kind, tag, message = read_frame(one.pod.dns)
+            assert (tag, message) == (5, answer_to(query, b"late"))
+            left = {read_frame(one.pod.dns) for _ in range(resolver.MAX_QUERIES - 1)}
+            assert left == {(0, tag, b"") for tag in range(resolver.MAX_QUERIES) if tag != 5}
+            service.close()
+
+    in_lab(test)
+
+
+def test_a_guest_that_reads_no_answers_does_not_keep_the_resolver_from_closing() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        NameServer(one, HOST4)
+        service = Resolver(one.pod, one.netns, (SERVER,))
+        service.start()
+        big = query_of(b"b" * 30_000)
+        for tag in range(4 * resolver.MAX_QUERIES):
+            one.pod.dns.sendall(frame(resolver.TCP, tag, big))
+        assert len(service._waiting) <= resolver.MAX_QUERIES
+        service.close()
+
+    in_lab(test)
+
+
+# ---- port-forward
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_connection_to_any_loopback_port_of_the_namespace_reaches_the_guest(address: str) -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        forward = Forward(one.pod, one.netns, one.logged)
+        forward.start()
+        for port in (80, 8080, 65535):
+            with one.pod.inside(lambda p=port: listen("127.0.0.1", p)) as server:  # type: ignore[misc]
+                exchange(server, lambda p=port: one.inside(lambda: connect(address, p)), 2_000_000)  # type: ignore[misc]
+        # Docker's name server, and whatever listens elsewhere in the namespace, is left alone; so is the host.
+        with one.inside(lambda: listen(SERVER, 5300)) as server:
+            exchange(server, lambda: one.inside(lambda: connect(SERVER, 5300)))
+        with (
+            one.inside(lambda: listen("127.0.0.1", 53, socket.SOCK_DGRAM)) as server,
+            one.inside(lambda: connected(("127.0.0.1", 53), socket.SOCK_DGRAM)) as client,
+        ):
+            client.send(b"question")
+            assert server.recv(100) == b"question"
+        with pytest.raises(ConnectionRefusedError):
+            connect(address, 80)
+        forward.close()
+        forward.close()
+        with pytest.raises(ConnectionRefusedError):
+            one.inside(lambda: connect(address, 80))
+
+    in_lab(test)
+
+
+def test_a_port_where_nobody_listens_is_reset() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        forward = Forward(one.pod, one.netns, one.logged)
+        forward.start()
+        with one.inside(lambda: connect("127.0.0.1", 81)) as client, pytest.raises(ConnectionResetError):
+            client.recv(1)
+        one.pod.until(lambda: bool(one.log))
+        assert one.log == ["port-forward: port 81: Connection refused"]
+        forward.close()
+
+    in_lab(test)
+
+
+def test_each_direction_of_a_forwarded_connection_ends_by_itself() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        forward = Forward(one.pod, one.netns, one.logged)
+        forward.start()
+        with one.pod.inside(lambda: listen("127.0.0.1", 80)) as server:
+            with one.inside(lambda: connect("127.0.0.1", 80)) as client, server.accept()[0] as peer:
+                client.shutdown(socket.SHUT_WR)
+                assert peer.recv(1) == b""
+                peer.sendall(b"after the end")
+                peer.shutdown(socket.SHUT_WR)
+                assert read_all(client) == b"after the end"
+            with one.inside(lambda: connect("127.0.0.1", 80)) as client, server.accept()[0] as peer:
+                peer.sendall(b"first")
+                peer.shutdown(socket.SHUT_WR)
+                assert read_all(client) == b"first"
+                client.sendall(b"then")
+                client.shutdown(socket.SHUT_WR)
+                assert read_all(peer) == b"then"
+            # One that is under way does not keep it from closing.
+            with one.inside(lambda: connect("127.0.0.1", 80)) as client, server.accept()[0]:
+                forward.close()
+                assert client.recv(1) == b""
+
+    in_lab(test)
+
+
+def test_two_sandboxes_in_a_row_in_one_namespace_can_forward() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        for _ in range(2):
+            forward = Forward(one.pod, one.netns, one.logged)
+            forward.start()
+            with one.pod.inside(lambda: listen("127.0.0.1", 80)) as server:
+                exchange(server, lambda: one.inside(lambda: connect("127.0.0.1", 80)))
+            forward.close()
+
+    in_lab(test)
