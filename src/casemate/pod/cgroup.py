@@ -342,7 +342,7 @@ def _raise_swap_first(path: Path, text: str) -> None:
 
 def _put(path: Path, text: str) -> None:
     # Not write_text: O_CREAT is refused on a missing file with EACCES, which would hide that it is missing.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(descriptor, text.encode())
     finally:

@@ -113,7 +113,7 @@ class _Files:
 
     def put(self, name: str, text: str) -> None:
         """Write to a file."""
-        descriptor = os.open(self.directory / name, os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = os.open(self.directory / name, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         try:
             os.write(descriptor, text.encode())
         finally:

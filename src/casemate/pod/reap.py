@@ -77,40 +77,43 @@ def reap(store: PodStore, pod_id: str) -> None:
         clean_pod(store.pod(pod_id))
 
 
-def mark(store: PodStore, id: str, reason: str = "") -> None:
+def mark(store: PodStore, id: str, reason: str = "") -> Record | None:
     """Give back what a container has whose keeper or maker died, and put it on record as stopped.
 
     Nothing for one that is stopped already, or that somebody is just making.
 
     Arguments:
         reason: why it has ended, when it was not the keeper's death.
+
+    Returns:
+        the true record, which is told even where it cannot be written; None where there was nothing to do.
     """
     try:
         record = store.stored(id)
     except (NoSuchContainer, StateError):
-        return
+        return None
     if record.status not in LIVE:
-        return
+        return None
     if record.status == "creating" and processes.alive(record.creator, record.creator_start):
-        return
+        return None
     when = "before" if record.started is None else "while"
     error = record.error or reason or f"the keeper died {when} the container ran"
     problem = attempt([lambda: clean_container(store, record)])
     if problem:
         error += f"; something is left on the host ({problem})"
+    record = replace(
+        record,
+        status="stopped",
+        exit_code=DIED_STATUS,
+        error=error,
+        finished=time.time(),
+        execs={},
+        cgroups=record.cgroups if problem else (),
+        unit=record.unit if problem else "",
+    )
     with contextlib.suppress(OSError):  # a full disk: whoever looks next finds it out anew
-        store.write(
-            replace(
-                record,
-                status="stopped",
-                exit_code=DIED_STATUS,
-                error=error,
-                finished=time.time(),
-                execs={},
-                cgroups=record.cgroups if problem else (),
-                unit=record.unit if problem else "",
-            )
-        )
+        store.write(record)
+    return record
 
 
 def clean_container(store: PodStore, record: Record) -> None:

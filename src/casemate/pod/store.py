@@ -208,11 +208,13 @@ class PodStore:
         with self.pod(record.pod).free() as free:
             if free:
                 reap.reap(self, record.pod)
-                reap.mark(self, id)  # also when no sandbox had it yet
+                marked = reap.mark(self, id)  # also when no sandbox had it yet, and when nothing could be written
             elif record.status == "creating":
                 # Its maker died and the sandbox's keeper has not heard of it, or would be named in its place.
-                reap.mark(self, id, "whoever made it died")
-        return self.stored(id)
+                marked = reap.mark(self, id, "whoever made it died")
+            else:
+                marked = None
+        return marked or self.stored(id)
 
     def spec(self, id: str) -> dict[str, Any]:
         """The specification of a container, as its bundle had it.

@@ -259,8 +259,10 @@ class House:
         ours, theirs = socket.socketpair()
         self._lock_fd, self.pod.lock_fd = self.pod.lock_fd or -1, None
 
-        def wall(pod: Pod, memory: int, cpus: float | None, procs: tuple[Path, ...], oom_score: int) -> PodSandbox:
-            self.walls.append((memory, cpus))
+        def wall(
+            pod: Pod, memory_mib: int, cpus: float | None, procs: tuple[Path, ...], oom_score: int
+        ) -> PodSandbox:
+            self.walls.append((memory_mib, cpus))
             return self.sandbox
 
         def network(sandbox: PodSandbox, netns: int) -> FakeNetwork:
