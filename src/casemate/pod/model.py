@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
@@ -39,6 +38,8 @@ def guest_name(id: str) -> str:
     made from it."""
     if _GUEST_NAME.match(id) is not None:
         return id
+    import hashlib
+
     return hashlib.sha256(id.encode()).hexdigest()
 
 
