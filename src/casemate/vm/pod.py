@@ -29,10 +29,8 @@ from casemate.vm.calls import ERRORS
 from casemate.vm.hypervisor import base
 from casemate.vm.machine import Machine, close_devices
 
-NIC_SLOTS = 4
-DISK_SLOTS = 4
-"""How many interfaces and disks can come after the start."""
-MAX_SLOTS = 16
+SLOTS = base.MAX_SLOTS
+"""How many interfaces and disks there can be at a time; an empty slot costs nothing."""
 LAST_ENDS_SECONDS = 5.0
 """How long the ends of a deleted container's processes may take to be told."""
 REFRESH_SECONDS = 5.0
@@ -132,8 +130,7 @@ class VmPod(PodSandbox):
         except BaseException:
             close_devices([*devices, *late])
             raise
-        slots = min(MAX_SLOTS, NIC_SLOTS + DISK_SLOTS + len(late))
-        machine.boot(netns, devices, slots=slots, slotted=late)
+        machine.boot(netns, devices, slots=SLOTS, slotted=late)
 
     def _devices(self, nics: Sequence[Nic], disks: Sequence[Disk]) -> list[base.Device]:
         """The devices that are there from the start; on failure all of their descriptors are closed."""

@@ -27,6 +27,8 @@ from typing import TypeAlias
 
 from casemate.errors import HypervisorError
 
+MAX_SLOTS = 30
+"""A bus has places 0 to 31; the first is left free, the second has a device that is always there."""
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}\Z")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 _PORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
@@ -262,8 +264,8 @@ class VmSpec:
             raise HypervisorError(f"guest memory of {self.memory_mib} MiB is out of bounds", "give 32 MiB to 4 TiB")
         if not 1 <= self.vcpus <= 256:
             raise HypervisorError(f"{self.vcpus} virtual processors are out of bounds", "give 1 to 256")
-        if not 0 <= self.hotplug_slots <= 16:
-            raise HypervisorError(f"{self.hotplug_slots} hot-plug slots are out of bounds", "give 0 to 16")
+        if not 0 <= self.hotplug_slots <= MAX_SLOTS:
+            raise HypervisorError(f"{self.hotplug_slots} hot-plug slots are out of bounds", f"give 0 to {MAX_SLOTS}")
         ids = [device.id for device in self.devices]
         if len(set(ids)) != len(ids):
             raise HypervisorError("two devices of the machine have the same id")

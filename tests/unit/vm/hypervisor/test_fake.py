@@ -86,6 +86,22 @@ def test_slots() -> None:
     machine.kill()
 
 
+def test_what_is_in_a_slot_from_the_start_can_go() -> None:
+    devices = (Rng("stays"), Rng("goes"))
+    whole = VmSpec(
+        "x", Path("/k"), Path("/i"), (), 128, 1, False, Accelerator.TCG, devices, hotplug_slots=1, slotted=("goes",)
+    )
+    machine = FakeHypervisor().create(whole, JAIL)
+    machine.start()
+    with pytest.raises(HypervisorError, match="no hot-plug slot"):
+        machine.add_device(Rng("more"))
+    with pytest.raises(HypervisorError, match="no device"):
+        machine.remove_device("stays")
+    machine.remove_device("goes")
+    machine.add_device(Rng("more"))
+    machine.kill()
+
+
 def test_a_failing_start() -> None:
     machine = FakeHypervisor(fail_start="no memory").create(spec(), JAIL)
     with pytest.raises(HypervisorError, match="no memory"):

@@ -230,7 +230,7 @@ def test_every_device_can_go_over_qmp() -> None:
         lambda: spec(cmdline=("x" * 2048,)),
         lambda: spec(memory_mib=8),
         lambda: spec(vcpus=0),
-        lambda: spec(hotplug_slots=17),
+        lambda: spec(hotplug_slots=31),
         lambda: spec(Rng(), Rng()),
         lambda: spec(SharedFs("t", 5), shared_memory=False),
     ],
