@@ -171,7 +171,11 @@ def _serve_and_exit(listener: socket.socket, path: str, flags: dict[str, Any]) -
             null = os.open(_NULL, os.O_RDWR)
             os.dup2(null, number)
             os.close(null)
-        os.dup2(_open_log(), 2)
+        log = _open_log()
+        os.dup2(log, 2)
+        keep = listener.fileno()
+        os.closerange(3, keep)  # ours, and what containerd's maker has left open
+        os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
         _serve(listener, path, flags)
         code = 0
     except BaseException as error:

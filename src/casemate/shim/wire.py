@@ -137,7 +137,7 @@ def encode(table: Table, message: dict[str, Any]) -> bytes:
             for key, item in value.items():
                 pair = encode(_PAIR, {"key": key, "value": item})
                 out += _varint(field.number << 3 | _LENGTH) + _varint(len(pair)) + pair
-        elif field.repeated and field.kind in _RANGES:
+        elif field.repeated and field.kind not in (STRING, BYTES, MESSAGE):
             if value:
                 packed = b"".join(_varint(_number(field, item)) for item in value)
                 out += _varint(field.number << 3 | _LENGTH) + _varint(len(packed)) + packed
