@@ -1,9 +1,9 @@
-"""The keeper's program: ``python -m casemate.pod DIRECTORY CONNECTION LOCK``.
+"""The keeper's program: ``python -P -m casemate.pod DIRECTORY CONNECTION LOCK``.
 
 :func:`casemate.pod.client.launch` starts it.
 
 DIRECTORY is the sandbox's, CONNECTION the descriptor of the starter's control connection, LOCK that of the locked file.
-The program forks at once, so that the starter has no child, and goes on as leader of a session of its own.
+It is started as leader of a session of its own, and outlives its starter.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ MAX_FILES = 65_536
 def main() -> int:
     """Serve one sandbox; the exit status is 0 unless something was wrong with the keeper itself."""
     path, connection_fd, lock_fd = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    if os.fork() > 0:
-        os._exit(0)
-    os.setsid()
     import contextlib
     import resource
     import signal

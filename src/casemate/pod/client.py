@@ -62,8 +62,8 @@ def launch(store: PodStore, pod: Pod) -> Connection:
 
 
 def _start(pod: Pod, fds: tuple[int, int, int, int], environment: dict[str, str]) -> None:
-    """Run the keeper's program, which forks at once: the keeper is nobody's child. Not with ``subprocess``, which is
-    slower to import than all of this takes."""
+    """Run the keeper's program in a session of its own. Not with ``subprocess``, which is slower to import than all of
+    this takes. Nobody waits for it here: it outlives this process, and falls to whoever takes over its children."""
     import fcntl
 
     # Copies above the numbers that they get in the keeper, so that no step overwrites the source of a later one.
@@ -71,14 +71,12 @@ def _start(pod: Pod, fds: tuple[int, int, int, int], environment: dict[str, str]
     try:
         null, log, connection, lock = copies
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((null, log, log, connection, lock))]
-        argv = [sys.executable, "-m", "casemate.pod", str(pod.path), "3", "4"]
-        pid = os.posix_spawn(sys.executable, argv, environment, file_actions=actions, setsigmask=[])
+        # The working directory is a bundle, from which no module may be imported: -P.
+        argv = [sys.executable, "-P", "-m", "casemate.pod", str(pod.path), "3", "4"]
+        os.posix_spawn(sys.executable, argv, environment, file_actions=actions, setsigmask=[], setsid=True)
     finally:
         for fd in copies:
             os.close(fd)
-    _, status = os.waitpid(pid, 0)
-    if status != 0:
-        raise HostError(f"cannot start the keeper: {last_line(pod) or 'no reason is known'}")
 
 
 def last_line(pod: Pod) -> str:

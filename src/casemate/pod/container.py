@@ -180,6 +180,8 @@ class Container:
         self.starting = threading.Lock()
         """Held while it is started, so that its end is told after its start."""
         self.oom_told = threading.Event()
+        self.oom_next = 0.0
+        """When a kill for want of memory is to be told again, by the monotonic clock."""
         self._store = store
         self._lock = threading.RLock()
         self._next = 0

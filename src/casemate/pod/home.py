@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from casemate.errors import CasemateError
+from casemate.errors import CasemateError, HostError
 from casemate.pod import cgroup
 from casemate.pod.container import Container
 
@@ -60,6 +60,9 @@ class Home:
 
         Arguments:
             others: containers that live, the oldest first.
+
+        Raises:
+            HostError: it cannot be moved, and would be killed with the group.
         """
         with self._lock:
             if self._owner is not container:
@@ -73,7 +76,9 @@ class Home:
                     target.bound(self._machine([other.resources]), self.overhead_mib)
                 group.move_to(target, group.processes() - {container.record.pid})
                 self._owner = other
-                return
+                break
+            if os.getpid() in group.processes():
+                raise HostError("the machine cannot leave this container's control group", "delete the others first")
 
     def bound(self, containers: Sequence[Container]) -> None:
         """Bring the bounds of the machine's group up to date with the containers that it serves."""

@@ -47,7 +47,7 @@ def _is_keeper(pid: int, path: Path) -> bool:
             words = file.read(65536).split(b"\0")
     except OSError:
         return False
-    return words[1:4] == [b"-m", b"casemate.pod", os.fsencode(path)]
+    return words[1:5] == [b"-P", b"-m", b"casemate.pod", os.fsencode(path)]
 
 
 def end_keeper(pod: Pod) -> None:

@@ -43,6 +43,8 @@ MAX_EVENTS = 4096
 EXEC_SECONDS = 5.0
 """How long other processes of a container may outlive its first one, which in most of them ends them all."""
 OOM_SECONDS = 5.0
+"""How long the end of a container may wait until the host's control group has seen a kill for want of memory."""
+OOM_INTERVAL = 15.0
 LINGER_SECONDS = 5.0
 """How long the keeper stays for answers that are still to be sent."""
 
@@ -400,8 +402,10 @@ class PodKeeper:
         """Something was killed in a container, which may well go on without it."""
         with self._lock:
             container = self._names.get(name)
-        if container is None or container.record.oom_killed:
+        # One at a time, and not too often: a hostile guest may tell of as many as it likes.
+        if container is None or time.monotonic() < container.oom_next:
             return
+        container.oom_next = time.monotonic() + OOM_INTERVAL
         container.oom_told.clear()
         container.update(oom_killed=True)
         self._tell({"event": "oom", "id": container.id, "exec": None, "at": time.time()})
@@ -730,12 +734,12 @@ class PodKeeper:
         return self._machine().stats(container.name)
 
     def _op_update(self, request: dict[str, Any], fds: dict[str, int], connection: Connection) -> None:
+        from casemate.oci.bundle import check_resources
         from casemate.pod.plan import resources as for_guest
 
         container = self._running(request)
         resources = request["resources"]
-        if not isinstance(resources, dict):
-            raise UsageError("resources must be an object")
+        check_resources(resources)
         inside = for_guest(resources)
         if inside:
             self._machine().update(container.name, inside)
