@@ -275,7 +275,8 @@ def test_removal_by_force_ends_a_keeper_that_hangs(store: PodStore, monkeypatch:
     (script / "__main__.py").write_text("print('up', flush=True)\ninput()\n")
     keeper = subprocess.Popen(
         [sys.executable, "-P", "-m", "casemate.pod", str(pod.path), "3", "4"], pass_fds=(pod.lock_fd,), text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=script.parent.parent, env={"PYTHONPATH": str(script.parent.parent)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
+        env={"PYTHONPATH": str(script.parent.parent)},
     )  # fmt: skip
     assert keeper.stdout is not None and keeper.stdin is not None
     assert keeper.stdout.readline() == "up\n"
