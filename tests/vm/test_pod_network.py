@@ -268,6 +268,29 @@ def test_two_interfaces() -> None:
     in_lab(test)
 
 
+def test_a_macvlan_interface() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container(boot=False)
+        inside = f"/proc/{os.getpid()}/fd/{one.netns}"
+        sh(
+            "ip link add up0 type veth peer name world0; ip link set up0 up; ip link set world0 up;"
+            "ip addr add 172.33.0.1/24 dev world0; ip addr add fd00:33::1/64 dev world0 nodad;"
+            f"ip link add link up0 name mac0 netns {inside} type macvlan mode bridge"
+        )
+        one.inside(lambda: sh(
+            "ip addr add 172.33.0.10/24 dev mac0; ip addr add fd00:33::10/64 dev mac0 nodad; ip link set mac0 up"
+        ))
+        one.boot()
+        for address in ("172.33.0.1", "fd00:33::1"):
+            with listen(address) as server:
+                port = server.getsockname()[1]
+                dial = lambda: one.pod.inside(lambda: connect(address, port))  # noqa: E731, B023
+                exchange(server, dial, 1_000_000)
+                exchange(server, lambda: one.inside(lambda: connect(address, port)))  # noqa: B023
+
+    in_lab(test)
+
+
 def test_a_namespace_with_nothing_but_its_loopback() -> None:
     def test(lab: Lab) -> None:
         netns = new_netns()
@@ -396,12 +419,48 @@ def test_what_a_killed_keeper_left_is_replaced() -> None:
     def test(lab: Lab) -> None:
         one = lab.container(boot=False)
         (found,) = mirror.discover(one.netns)
-        os.close(mirror.mirror(one.netns, found.index))  # the tap goes, the filters stay
+        os.close(mirror.mirror(one.netns, found.index)[0])  # the tap goes, the filters stay
         assert "ingress" in one.inside(lambda: sh("tc qdisc show"))
         one.boot()
         with listen(HOST4) as server:
             port = server.getsockname()[1]
             exchange(server, lambda: one.pod.inside(lambda: connect(HOST4, port)))
+
+    in_lab(test)
+
+
+def test_an_interface_of_a_living_sandbox_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def test(lab: Lab) -> None:
+        monkeypatch.setattr(mirror, "TAKE_OVER_SECONDS", 0.3)
+        one = lab.container()
+        two = PodNetwork(FakePod(), one.netns)
+        with pytest.raises(NetworkError, match="eth0 is in use by another sandbox: end that one first"):
+            two.nics()
+        two.close()
+        with listen(HOST4) as server:
+            port = server.getsockname()[1]
+            exchange(server, lambda: one.pod.inside(lambda: connect(HOST4, port)))
+
+    in_lab(test)
+
+
+def test_a_sandbox_that_is_ending_is_waited_for_and_takes_nothing_from_the_next() -> None:
+    def test(lab: Lab) -> None:
+        one = lab.container()
+        pod = FakePod()
+        network = PodNetwork(pod, one.netns)
+        nics = []
+        thread = threading.Thread(target=lambda: nics.extend(network.nics()))
+        thread.start()
+        one.pod.close()
+        thread.join()
+        pod.boot(one.netns, nics, [], "guest")
+        one.network.close()  # later than the next one's start
+        with listen(HOST4) as server:
+            port = server.getsockname()[1]
+            exchange(server, lambda: pod.inside(lambda: connect(HOST4, port)))
+        network.close()
+        pod.close()
 
     in_lab(test)
 

@@ -19,11 +19,11 @@ import errno
 import ipaddress
 import os
 import socket
-import struct
+import time
 from dataclasses import dataclass
 
-from casemate.errors import HostError, NetworkError
-from casemate.host import bpf, namespaces, netlink, steer
+from casemate.errors import NetworkError
+from casemate.host import namespaces, netlink, traffic
 from casemate.host.firewall import set_sysctl
 from casemate.host.netlink import Netlink
 from casemate.host.tap import open_tap
@@ -39,21 +39,9 @@ PORTS = "61000 65000"
 """Local ports of the namespace's own programs: above those that Linux gives out by itself, 32768 to 60999
 (``net.ipv4.ip_local_port_range``)."""
 _PORT_RANGE = "net/ipv4/ip_local_port_range"
-_PRIORITY = 0xCA5E
-"""Of our filters among others of an interface; tells which are ours."""
+TAKE_OVER_SECONDS = 10.0
+_PRIORITY, _PRIORITY_MASK = 0x6C00, 0x3FF
 _TAP_MTU = 65521  # the largest: the guest keeps to the interface's own, which may change
-
-# linux/pkt_sched.h, pkt_cls.h, tc_act/tc_mirred.h
-_RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
-_RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
-_TCM = struct.Struct("=BxxxiIII")  # struct tcmsg: family, index, handle, parent, info
-_INGRESS, _HANDLE, _ARRIVING = 0xFFFFFFF1, 0xFFFF0000, 0xFFFFFFF2
-_TCA_KIND, _TCA_OPTIONS = 1, 2
-_TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _BPF_DIRECT = 6, 7, 8, 1
-_TCA_U32_SEL, _TCA_U32_ACT, _U32_TERMINAL = 5, 7, 1
-_TCA_ACT_KIND, _TCA_ACT_OPTIONS, _TCA_MIRRED_PARMS = 1, 2, 2
-_STOLEN, _EGRESS_REDIRECT = 4, 1
-_ETH_P_ALL = 0x0003
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +106,18 @@ def read(question: Netlink) -> list[Found]:
 
 
 def _usable(link: netlink.Link) -> bool:
-    ours = link.kind == "tun" and link.name.startswith(TAPS)
     return bool(
         link.hardware == netlink.ARPHRD_ETHER
         and not link.flags & netlink.IFF_LOOPBACK
         and link.mac.strip("0:")  # those that tunnel modules put into every namespace have none
         and not link.master  # a port of a bridge or bond: that one carries its frames
-        and not ours
+        and not _is_tap(link)
     )
+
+
+def _is_tap(link: netlink.Link) -> bool:
+    """Whether it is a tap of ours."""
+    return link.kind == "tun" and link.name.startswith(TAPS)
 
 
 def _cidr(address: netlink.Address) -> str:
@@ -149,7 +141,7 @@ def _routes(ways: list[netlink.RouteEntry], own: list[netlink.Address]) -> list[
     return sorted(routes, key=lambda one: (one.gateway is not None, -prefix[one], one.destination, one.metric))
 
 
-def mirror(netns: int, index: int) -> int:
+def mirror(netns: int, index: int) -> tuple[int, int]:
     """Give an interface a tap that takes its place. What another one left there that has died is replaced.
 
     Arguments:
@@ -157,19 +149,20 @@ def mirror(netns: int, index: int) -> int:
         index: the interface's, as :func:`discover` found it.
 
     Returns:
-        the tap's descriptor (close-on-exec), with the virtio-net header, one queue. The tap goes when all copies of it
-        are closed; the interface is of no use then until :func:`restore` or another mirror.
+        the tap's descriptor (close-on-exec), with the virtio-net header, one queue, and the tap's index. The tap goes
+        when all copies of the descriptor are closed; the interface is of no use then until :func:`restore` or another
+        mirror.
 
     Raises:
-        NetworkError: it cannot be done. Nothing is left then.
+        NetworkError: it cannot be done, or another sandbox has the interface and does not end. Nothing is left then.
     """
     tap, tap_name = namespaces.in_netns(netns, _open_tap)
     try:
         with netlink.open_in(netns) as ask:
             tap_index = ask.link(tap_name).index
-            _unjoin(ask, index)
+            _take_over(ask, netns, index)
             ask.set_link(tap_index, up=True, mtu=_TAP_MTU)
-            _join(ask, index, tap_index)
+            traffic.join(ask, index, tap_index, _priority(tap_index))
     except OSError as error:
         os.close(tap)
         raise NetworkError(
@@ -179,14 +172,21 @@ def mirror(netns: int, index: int) -> int:
     except BaseException:
         os.close(tap)
         raise
-    return tap
+    return tap, tap_index
 
 
-def restore(netns: int, index: int) -> None:
-    """Give an interface back to its namespace: nothing when it is gone, or was never mirrored. Raises NetworkError."""
+def restore(netns: int, index: int, tap_index: int) -> None:
+    """Give an interface back to its namespace: nothing when it is gone, or another sandbox's by now.
+
+    Arguments:
+        tap_index: of the tap that :func:`mirror` made for it.
+
+    Raises:
+        NetworkError: the kernel refuses.
+    """
     try:
         with netlink.open_in(netns) as ask:
-            _unjoin(ask, index)
+            traffic.unjoin(ask, index, _priority(tap_index))
     except OSError as error:
         raise NetworkError(f"cannot restore interface {index}: {error.strerror}") from None
 
@@ -227,77 +227,33 @@ def _open_tap() -> tuple[int, str]:
     return tap, name
 
 
-def _join(ask: Netlink, index: int, tap: int) -> None:
-    """Send what one receives out of the other. Raises OSError."""
-    for one in (index, tap):
-        try:
-            body = _TCM.pack(0, one, _HANDLE, _INGRESS, 0) + netlink.text(_TCA_KIND, "ingress")
-            ask.request(_RTM_NEWQDISC, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
-        except OSError as error:
-            if error.errno != errno.EEXIST:  # one, or a clsact, is there already: ours from before, or somebody's
-                raise
-    _filter(ask, tap, _redirect(index))
-    try:
-        program = bpf.program(bpf.SCHED_CLS, steer.to_guest(tap), "casemate_guest")
-    except HostError:
-        _filter(ask, index, _redirect(tap))
-        return
-    try:
-        _filter(ask, index, _direct(program))
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            raise
-        _filter(ask, index, _redirect(tap))  # no cls_bpf
-    finally:
-        os.close(program)
+def _priority(tap_index: int) -> int:
+    """A filter's priority tells that it is ours, and whose: its tap lives as long as its sandbox."""
+    return _PRIORITY | tap_index & _PRIORITY_MASK
 
 
-def _unjoin(ask: Netlink, index: int) -> None:
-    """Remove our filter, and the qdisc when it holds no other. Nothing when they are not there."""
-    here = _TCM.pack(0, index, 0, _ARRIVING, _PRIORITY << 16 | bpf.net16(_ETH_P_ALL))
-    try:
-        ask.request(_RTM_DELTFILTER, 0, here)
-        others = ask.dump(_RTM_GETTFILTER, _TCM.pack(0, index, 0, _ARRIVING, 0))
-        qdiscs = ask.dump(_RTM_GETQDISC, _TCM.pack(0, index, 0, 0, 0))
-        if not others and any(_is_ingress(body, index) for body in qdiscs):
-            ask.request(_RTM_DELQDISC, 0, _TCM.pack(0, index, _HANDLE, _INGRESS, 0))
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
-            raise
+def _take_over(ask: Netlink, netns: int, index: int) -> None:
+    """Remove what dead sandboxes left at an interface, and wait for one that is ending.
 
-
-def _is_ingress(body: bytes, index: int) -> bool:
-    if len(body) < _TCM.size:
-        raise netlink.damaged("a qdisc without a head")
-    _, which, _, parent, _ = _TCM.unpack_from(body)
-    kind = netlink.attributes(body, _TCM.size).get(_TCA_KIND, b"")
-    return which == index and parent == _INGRESS and kind == b"ingress\0"
-
-
-def _filter(ask: Netlink, index: int, what: bytes) -> None:
-    body = _TCM.pack(0, index, 0, _ARRIVING, _PRIORITY << 16 | bpf.net16(_ETH_P_ALL)) + what
-    ask.request(_RTM_NEWTFILTER, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
-
-
-def _direct(program: int) -> bytes:
-    """A filter that is a BPF program, whose result is what happens (tc-bpf(8), direct-action)."""
-    options = (
-        netlink.number(_TCA_BPF_FD, program)
-        + netlink.text(_TCA_BPF_NAME, "casemate")
-        + netlink.number(_TCA_BPF_FLAGS, _BPF_DIRECT)
-    )
-    return netlink.text(_TCA_KIND, "bpf") + netlink.attribute(_TCA_OPTIONS, options)
-
-
-def _redirect(target: int) -> bytes:
-    """``u32 match u32 0 0 action mirred egress redirect``: everything goes out of ``target``."""
-    # struct tc_u32_sel with one struct tc_u32_key that is all zero, as is what it does not need; struct tc_mirred
-    select = struct.pack("=BBB13x", _U32_TERMINAL, 0, 1) + bytes(16)
-    mirred = struct.pack("=IIiiiiI", 0, 0, _STOLEN, 0, 0, _EGRESS_REDIRECT, target)
-    action = netlink.text(_TCA_ACT_KIND, "mirred") + netlink.attribute(
-        _TCA_ACT_OPTIONS, netlink.attribute(_TCA_MIRRED_PARMS, mirred)
-    )
-    options = netlink.attribute(_TCA_U32_SEL, select) + netlink.attribute(
-        _TCA_U32_ACT, netlink.attribute(1, action)
-    )
-    return netlink.text(_TCA_KIND, "u32") + netlink.attribute(_TCA_OPTIONS, options)
+    Raises:
+        OSError: the kernel refuses. NetworkError: the other one does not end.
+    """
+    with netlink.open_in(netns, netlink.RTMGRP_LINK) as news:
+        deadline = time.monotonic() + TAKE_OVER_SECONDS
+        while True:
+            links = ask.links()
+            living = {_priority(link.index) for link in links if _is_tap(link)}
+            there = {priority for priority in traffic.priorities(ask, index) if priority & ~_PRIORITY_MASK == _PRIORITY}
+            for priority in there - living:
+                traffic.unjoin(ask, index, priority)
+            if not there & living:
+                return
+            try:
+                news.socket.settimeout(max(0.001, deadline - time.monotonic()))
+                news.socket.recv(netlink.RECEIVE)
+            except TimeoutError:
+                name = next((link.name for link in links if link.index == index), str(index))
+                raise NetworkError(f"{name} is in use by another sandbox", "end that one first") from None
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise

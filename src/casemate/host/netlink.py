@@ -188,7 +188,7 @@ def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
 
 def parse_link(body: bytes) -> Link:
     """A link from the body of RTM_NEWLINK. Raises NetworkError."""
-    _, hardware, index, flags, _ = _unpack(_LINK, body)
+    _, hardware, index, flags, _ = unpack(_LINK, body)
     found = attributes(body, _LINK.size)
     mac = found.get(_IFLA_ADDRESS, b"")
     information = attributes(found.get(_IFLA_LINKINFO, b""))
@@ -206,7 +206,7 @@ def parse_link(body: bytes) -> Link:
 
 def parse_address(body: bytes) -> Address | None:
     """An address from the body of RTM_NEWADDR, None for one of another family than IP. Raises NetworkError."""
-    family, prefix, flags, _, index = _unpack(_ADDRESS, body)
+    family, prefix, flags, _, index = unpack(_ADDRESS, body)
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
     found = attributes(body, _ADDRESS.size)
@@ -227,7 +227,7 @@ def parse_route(body: bytes) -> RouteEntry | None:
     Raises:
         NetworkError: it is damaged.
     """
-    family, prefix, source_bits, tos, table, protocol, scope, kind, flags = _unpack(_ROUTE, body)
+    family, prefix, source_bits, tos, table, protocol, scope, kind, flags = unpack(_ROUTE, body)
     found = attributes(body, _ROUTE.size)
     if (
         family not in (socket.AF_INET, socket.AF_INET6)
@@ -244,7 +244,7 @@ def parse_route(body: bytes) -> RouteEntry | None:
     index = _u32(found, _RTA_OIF)
     hops = found.get(_RTA_MULTIPATH)
     if hops:
-        length, hop_flags, _, index = _unpack(_NEXT_HOP, hops)
+        length, hop_flags, _, index = unpack(_NEXT_HOP, hops)
         if not _NEXT_HOP.size <= length <= len(hops):
             raise damaged(f"a next hop of {length} bytes where {len(hops)} are left")
         found = attributes(hops[:length], _NEXT_HOP.size)
@@ -258,7 +258,7 @@ def parse_route(body: bytes) -> RouteEntry | None:
 
 def parse_neighbour(body: bytes) -> NeighbourEntry | None:
     """A neighbour from the body of RTM_NEWNEIGH, None for one that is not permanent. Raises NetworkError."""
-    family, index, state, flags, _ = _unpack(_NEIGHBOUR, body)
+    family, index, state, flags, _ = unpack(_NEIGHBOUR, body)
     found = attributes(body, _NEIGHBOUR.size)
     mac = found.get(_NDA_LLADDR, b"")
     if (
@@ -272,7 +272,8 @@ def parse_neighbour(body: bytes) -> NeighbourEntry | None:
     return None if address is None else NeighbourEntry(index, address, mac.hex(":"))
 
 
-def _unpack(form: struct.Struct, body: bytes) -> tuple[int, ...]:
+def unpack(form: struct.Struct, body: bytes) -> tuple[int, ...]:
+    """The numbers at the beginning of ``body``. Raises NetworkError when it is too short."""
     if len(body) < form.size:
         raise damaged(f"{len(body)} bytes where {form.size} are the least")
     return form.unpack_from(body)

@@ -28,10 +28,9 @@ from casemate.errors import NetworkError
 from casemate.host import commands, firewall, ipam, namespaces
 from casemate.host.firewall import set_sysctl
 from casemate.host.ports import PortMap
+from casemate.host.tap import open_tap
 
-# ioctl(2) numbers of linux/if_tun.h and linux/sockios.h
-_TUNSETIFF = 0x400454CA
-_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+# ioctl(2) numbers of linux/sockios.h
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU = 0x8913, 0x8914, 0x8922
 _IFF_UP = 1
 _IFREQ = 40  # bytes of struct ifreq: a name of 16 and a union
@@ -176,17 +175,7 @@ route replace unreachable {config.network}
 
 
 def _open_tap() -> int:
-    try:
-        tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise NetworkError(f"cannot open /dev/net/tun: {error.strerror}", "modprobe tun, and run as root") from None
-    try:
-        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
-        fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH", TAP.encode(), flags).ljust(_IFREQ, b"\0"))
-    except OSError as error:
-        os.close(tap)
-        raise NetworkError(f"cannot make a tap: {error.strerror}", "run as root") from None
-    return tap
+    return open_tap(TAP)[0]
 
 
 def _join(mtu: int) -> None:

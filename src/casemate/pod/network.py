@@ -45,6 +45,7 @@ class PodNetwork:
         self._closed = False
         self._lock = threading.Lock()  # guards the rest; held while the guest is told something
         self._have: dict[int, Interface] = {}
+        self._taps: dict[int, int] = {}
         self._seen: list[Found] = []
         self._failed: set[int] = set()
         self._stale = False  # whether the guest may lack what it was last to be told
@@ -71,7 +72,8 @@ class PodNetwork:
             try:
                 for found in self._seen:
                     if found.up:
-                        nics.append(Nic(found.interface, mirror.mirror(self._netns, found.index)))
+                        tap, self._taps[found.index] = mirror.mirror(self._netns, found.index)
+                        nics.append(Nic(found.interface, tap))
                         self._have[found.index] = found.interface
             except BaseException:
                 for nic in nics:
@@ -106,7 +108,7 @@ class PodNetwork:
                 self._netns = -1
 
     def _restore(self) -> None:
-        for index in self._have:
+        for index in list(self._taps):
             self._release(index)
         self._have.clear()
         if self._ports is not None:
@@ -116,7 +118,7 @@ class PodNetwork:
 
     def _release(self, index: int) -> None:
         try:
-            mirror.restore(self._netns, index)
+            mirror.restore(self._netns, index, self._taps.pop(index))
         except CasemateError as error:
             self._log(f"network: {error}")
 
@@ -154,7 +156,7 @@ class PodNetwork:
     def _plug(self, found: Found) -> None:
         name = found.interface.name
         try:
-            tap = mirror.mirror(self._netns, found.index)
+            tap, self._taps[found.index] = mirror.mirror(self._netns, found.index)
         except CasemateError as error:
             self._failed.add(found.index)
             self._log(f"network: {name} stays outside: {error}")
