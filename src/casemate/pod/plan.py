@@ -5,12 +5,8 @@ Nothing is changed here; files are only looked at. The rules, where they are not
 * Namespaces. The guest's containers have pid, ipc, uts, mount and cgroup namespaces of their own. A path leads to the
   same namespace of another container in the sandbox, or is refused; so is what would be the host's own. The network is
   the sandbox's: the machine stands in the container's network namespace, so the guest's container needs none.
-* Mounts. A bind mount is one entry in the sandbox's second file server. Kernel file systems and tmpfs are the guest's.
-  Anything that needs a device or a server of the host is refused. Shared propagation becomes slave: mounts of the host
-  appear in the container, never the other way round.
+* Mounts: :mod:`casemate.pod.mounts`; devices: :mod:`casemate.pod.devices`; resources: :mod:`casemate.pod.resources`.
 * Hooks. Only ``startContainer`` runs in the container; the others are run on the host, by whoever makes it.
-* Resources. What the guest's kernel divides goes along (memory, processor time, processes). What is the host's to
-  divide (processor numbers, block input and output, swap) is left to the host's control group.
 * Labels and profiles of AppArmor and SELinux. The guest has neither. Those that engines set by themselves are ignored
   with a warning: they keep containers of one kernel apart. One that a person chose is refused.
 """
@@ -19,33 +15,29 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from casemate.errors import BadBundle, Unsupported
-from casemate.oci import bundle
-from casemate.oci.schema import CAPABILITY_SETS, MOUNT_FLAGS, words
+from casemate.oci.schema import CAPABILITY_SETS, words
 from casemate.oci.spec import CAPABILITIES
-from casemate.pod import devices
+from casemate.pod import devices, mounts
+from casemate.pod import resources as bounds
 from casemate.pod.devices import DiskPlan
+from casemate.pod.mounts import PROPAGATION, Look, Peers, VolumePlan, Work
 from casemate.protocol import wire
 
-__all__ = ["DiskPlan", "Plan", "VolumePlan", "guest_process", "plan", "resources"]
+__all__ = ["DiskPlan", "Look", "Peers", "Plan", "VolumePlan", "guest_process", "plan", "resources"]
 
 GUEST_ROOT = "/run/casemate/share"
-GUEST_VOLUMES = "/run/casemate/volumes"
 OCI_VERSION = "1.0.2"
 """What the guest's runtime is told, whatever 1.x the engine speaks: nothing newer is passed on."""
-MAX_VOLUMES = 256
 MAX_MESSAGE = wire.MAX_CONTROL - (96 << 10)
 """Bytes of the guest's specification: it has to fit into one request, and the agent adds to it."""
 MAX_PROCESS_MESSAGE = wire.MAX_CONTROL - (16 << 10)
 MAX_HOOK_ANNOTATIONS = 64 << 10
 GUEST_OPEN_FILES = 1 << 20
 """fs.nr_open of the guest, the most that RLIMIT_NOFILE can be."""
-CPU_PERIOD_US = 100_000
 
 NAMESPACE_FILES = {
     "pid": "pid", "network": "net", "mount": "mnt", "ipc": "ipc", "uts": "uts", "user": "user", "cgroup": "cgroup",
@@ -53,13 +45,6 @@ NAMESPACE_FILES = {
 }  # fmt: skip
 """Types of the specification and their names below /proc/PID/ns."""
 OPTIONS = {"pid": "--pid", "ipc": "--ipc", "uts": "--uts", "network": "--network"}
-
-KERNEL_TYPES = frozenset(words("proc sysfs devpts mqueue tmpfs ramfs binfmt_misc bpf debugfs tracefs securityfs"))
-CGROUP_TYPES = ("cgroup", "cgroup2")
-PROPAGATION = {
-    "private": "private", "rprivate": "rprivate", "slave": "slave", "rslave": "rslave",
-    "shared": "slave", "rshared": "rslave", "unbindable": "unbindable", "runbindable": "runbindable",
-}  # fmt: skip
 
 APPARMOR_DEFAULTS = re.compile(
     r"unconfined|docker-default|containers-default-[0-9.]+|cri-containerd\.apparmor\.d|crio-default(-[0-9.]+)?"
@@ -74,28 +59,6 @@ SELINUX_DEFAULTS = re.compile(
 
 SYSCTL_NAME = re.compile(r"[A-Za-z0-9_:@+-]+([./][A-Za-z0-9_:@+-]+)+")
 IPC_SYSCTLS = frozenset(words("msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced", "kernel."))
-UNIFIED = re.compile(r"cpu\.(weight|weight\.nice|max|max\.burst|idle)|memory\.(low|min|high|oom\.group)")
-"""Files of control groups that a specification may set in the guest; the others are the agent's or of no use there."""
-
-Peers = Callable[[str, tuple[int, int]], "str | None"]
-Look = Callable[[str], os.stat_result]
-
-
-@dataclass(frozen=True, slots=True)
-class VolumePlan:
-    """A bind mount: a file or directory of the host for the container."""
-
-    source: str
-    """Absolute, on the host."""
-    destination: str
-    """Absolute, in the container."""
-    recursive: bool
-    """With the mounts below it."""
-    read_only: bool
-    directory: bool | None
-    """Whether the source is a directory; None where nobody looked."""
-    follows: bool = False
-    """Whether mounts that the host makes below the source later are to appear (slave propagation)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +81,6 @@ class Plan:
     """What is not done as it was asked, a line each, for the log."""
 
 
-@dataclass(slots=True)
-class _Work:
-    id: str
-    peers: Peers
-    look: Look
-    warnings: list[str] = field(default_factory=list)
-    volumes: list[VolumePlan] = field(default_factory=list)
-
-
 def plan(spec: dict[str, Any], id: str, peers: Peers, look: Look = os.stat) -> Plan:
     """Work out what a container is in the guest.
 
@@ -141,13 +95,13 @@ def plan(spec: dict[str, Any], id: str, peers: Peers, look: Look = os.stat) -> P
         Unsupported: it asks for what cannot be had; the hint says why or what instead.
         BadBundle: what it names is not there, or it is too large for a message to the guest.
     """
-    work = _Work(id, peers, look)
+    work = Work(id, peers, look)
     linux = spec["linux"]
     namespaces = _namespaces(linux.get("namespaces", []), work)
     nodes, rules, disks = devices.translate(linux, work.warnings)
-    bounds = _resources(linux.get("resources", {}), work.warnings, creating=True)
-    bounds["devices"] = rules
-    guest_linux: dict[str, Any] = {"namespaces": namespaces, "devices": nodes, "resources": bounds}
+    limits = bounds.translate(linux.get("resources", {}), work.warnings, creating=True)
+    limits["devices"] = rules
+    guest_linux: dict[str, Any] = {"namespaces": namespaces, "devices": nodes, "resources": limits}
     for key in ("uidMappings", "gidMappings", "maskedPaths", "readonlyPaths"):
         if linux.get(key):
             guest_linux[key] = linux[key]
@@ -168,7 +122,7 @@ def plan(spec: dict[str, Any], id: str, peers: Peers, look: Look = os.stat) -> P
         "ociVersion": OCI_VERSION,
         "process": _process(spec["process"], work.warnings),
         "root": {"path": f"{GUEST_ROOT}/{id}", "readonly": bool(spec["root"].get("readonly"))},
-        "mounts": [_mount(mount, work) for mount in spec.get("mounts", ())],
+        "mounts": [made for mount in spec.get("mounts", ()) if (made := mounts.translate(mount, work)) is not None],
         "linux": guest_linux,
     }
     for key in ("hostname", "domainname"):
@@ -182,7 +136,7 @@ def plan(spec: dict[str, Any], id: str, peers: Peers, look: Look = os.stat) -> P
     limit = linux.get("resources", {}).get("memory", {}).get("limit", 0)
     return Plan(
         spec=guest, volumes=tuple(work.volumes), disks=disks, memory=limit if limit > 0 else None,
-        cpus=_cpus(linux.get("resources", {}).get("cpu", {})), hostname=spec.get("hostname", ""),
+        cpus=bounds.processors(linux.get("resources", {}).get("cpu", {})), hostname=spec.get("hostname", ""),
         warnings=tuple(work.warnings),
     )  # fmt: skip
 
@@ -212,7 +166,7 @@ def resources(linux_resources: dict[str, Any]) -> dict[str, Any]:
     Raises:
         Unsupported: it asks for huge pages or the like.
     """
-    return _resources(linux_resources, [], creating=False)
+    return bounds.translate(linux_resources, [], creating=False)
 
 
 def _fits(value: dict[str, Any], most: int, what: str) -> None:
@@ -227,7 +181,7 @@ def _fits(value: dict[str, Any], most: int, what: str) -> None:
 # ---- namespaces
 
 
-def _namespaces(given: list[dict[str, Any]], work: _Work) -> list[dict[str, Any]]:
+def _namespaces(given: list[dict[str, Any]], work: Work) -> list[dict[str, Any]]:
     paths = {entry["type"]: entry.get("path", "") for entry in given}
     if paths.get("time") is not None:
         raise Unsupported("a time namespace cannot be given", "the container's kernel has its own clock as it is")
@@ -256,7 +210,7 @@ def _is_hosts(path: str, kind: str, look: Look) -> bool:
     return _identity(path, kind, look) == _identity(own, kind, look)
 
 
-def _check_network(paths: dict[str, str], work: _Work) -> None:
+def _check_network(paths: dict[str, str], work: Work) -> None:
     path = paths.get("network")
     if path is None or (path and _is_hosts(path, "network", work.look)):
         raise Unsupported(
@@ -265,7 +219,7 @@ def _check_network(paths: dict[str, str], work: _Work) -> None:
         )
 
 
-def _namespace(kind: str, paths: dict[str, str], work: _Work) -> dict[str, Any]:
+def _namespace(kind: str, paths: dict[str, str], work: Work) -> dict[str, Any]:
     """The guest's pid, ipc or uts namespace."""
     option = OPTIONS[kind]
     path = paths.get(kind)
@@ -283,89 +237,6 @@ def _namespace(kind: str, paths: dict[str, str], work: _Work) -> dict[str, Any]:
             f"containers can share it if they share the network too (--network container:NAME {option} container:NAME)",
         )
     return {"type": kind, "container": peer}
-
-
-# ---- mounts
-
-
-def _mount(mount: dict[str, Any], work: _Work) -> dict[str, Any]:
-    destination = mount["destination"]
-    if mount.get("uidMappings") or mount.get("gidMappings"):
-        raise Unsupported(f"the mount on {destination[:200]} cannot have its own id mappings", "leave out idmap")
-    if bundle.is_bind(mount):
-        return _bind(mount, work)
-    kind = mount.get("type") or ""
-    options = list(mount.get("options", ()))
-    if kind in CGROUP_TYPES:
-        kept = [option for option in options if option in MOUNT_FLAGS or option in PROPAGATION]
-        return {"destination": destination, "type": "cgroup", "source": "cgroup", "options": _propagated(kept)}
-    if kind not in KERNEL_TYPES:
-        raise Unsupported(
-            f"a file system of the type {kind[:64] or 'none'!r} cannot be mounted on {destination[:200]}",
-            "mount it on the host and give its directory as a bind mount",
-        )
-    kept = [option for option in options if not _for_host_only(option)]
-    return {
-        "destination": destination, "type": kind, "source": mount.get("source") or kind, "options": _propagated(kept)
-    }  # fmt: skip
-
-
-def _for_host_only(option: str) -> bool:
-    """Options of labels, memory nodes and swap, none of which the guest has."""
-    name = option.partition("=")[0]
-    return name in ("context", "fscontext", "defcontext", "rootcontext", "mpol", "noswap", "idmap", "ridmap")
-
-
-def _propagated(options: list[str]) -> list[str]:
-    return [PROPAGATION.get(option, option) for option in options]
-
-
-def _bind(mount: dict[str, Any], work: _Work) -> dict[str, Any]:
-    source, destination, options = mount["source"], mount["destination"], mount.get("options", [])
-    if any(option.partition("=")[0] in ("idmap", "ridmap") for option in options):
-        raise Unsupported(f"the mount on {destination[:200]} cannot have its own id mappings", "leave out idmap")
-    directory = _check_source(source, destination, work.look)
-    propagation = next((option for option in reversed(options) if option in PROPAGATION), "rprivate")
-    if propagation in ("shared", "rshared"):
-        work.warnings.append(
-            f"the mount on {destination} is not shared: mounts of the host appear in the container, not the reverse"
-        )
-    flags = [option for option in options if option in MOUNT_FLAGS]
-    writable = [option for option in flags if option in ("ro", "rw", "rro", "rrw")]
-    if len(work.volumes) >= MAX_VOLUMES:
-        raise Unsupported(f"more than {MAX_VOLUMES} bind mounts are too many")
-    number = len(work.volumes)
-    work.volumes.append(
-        VolumePlan(
-            source=source, destination=destination, recursive="rbind" in options or "bind" not in options,
-            read_only=bool(writable) and writable[-1] in ("ro", "rro"), directory=directory,
-            follows="slave" in propagation or "shared" in propagation,
-        )
-    )  # fmt: skip
-    return {
-        "destination": destination, "type": "bind", "source": f"{GUEST_VOLUMES}/{work.id}/{number}",
-        "options": ["rbind", *flags, PROPAGATION[propagation]],
-    }  # fmt: skip
-
-
-def _check_source(source: str, destination: str, look: Look) -> bool:
-    """Whether the source of a bind mount is a directory; what a file server cannot hand on is refused."""
-    try:
-        mode = look(source).st_mode
-    except OSError as error:
-        raise BadBundle(
-            f"the source {source[:200]} of the mount on {destination[:200]} cannot be used: {error.strerror}"
-        ) from None
-    where = f"{source[:200]} cannot be mounted on {destination[:200]}"
-    if stat.S_ISSOCK(mode):
-        raise Unsupported(
-            f"the UNIX socket {where}: whoever listens on it is on another kernel", "use a TCP port instead"
-        )
-    if stat.S_ISFIFO(mode):
-        raise Unsupported(f"the named pipe {where}: its other end is on another kernel", "use a TCP port instead")
-    if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
-        raise Unsupported(f"the device {where}: the container has a kernel of its own", "name it with --device")
-    return stat.S_ISDIR(mode)
 
 
 # ---- the process
@@ -475,68 +346,3 @@ def _annotations(given: dict[str, str], warnings: list[str]) -> dict[str, str]:
         warnings.append(f"startContainer hooks get no annotations: there are more than {most} of them")
         return {}
     return kept
-
-
-# ---- resources
-
-
-def _resources(given: dict[str, Any], warnings: list[str], *, creating: bool) -> dict[str, Any]:
-    for limit in given.get("hugepageLimits", ()):
-        if limit["limit"]:
-            raise Unsupported(f"huge pages ({limit['pageSize']}) cannot be given: the guest has none", "leave them out")
-    if given.get("rdma"):
-        raise Unsupported("linux.resources.rdma cannot be applied: the guest has no such devices", "leave it out")
-    if given.get("network"):
-        warnings.append("linux.resources.network is ignored: control groups of version 2 have no network classes")
-    made: dict[str, Any] = {}
-    memory = _chosen(given.get("memory", {}), ("limit", "reservation"), creating)
-    if memory:
-        made["memory"] = memory
-    if given.get("memory", {}).get("disableOOMKiller"):
-        warnings.append("disableOOMKiller is ignored: control groups of version 2 cannot")
-    cpu = _chosen(given.get("cpu", {}), ("shares", "quota", "period"), False)
-    if cpu:
-        made["cpu"] = cpu
-    if given.get("cpu", {}).get("realtimeRuntime"):
-        warnings.append("cpu.realtimeRuntime is ignored: control groups of version 2 cannot")
-    pids = _chosen(given.get("pids", {}), ("limit",), creating)
-    if pids:
-        made["pids"] = pids
-    unified = given.get("unified", {})
-    if unified:
-        kept = {name: value for name, value in unified.items() if UNIFIED.fullmatch(name)}
-        if len(kept) < len(unified):
-            left_out = ", ".join(sorted(name for name in unified if name not in kept)[:10])
-            warnings.append(f"linux.resources.unified: {left_out} are ignored")
-        if kept:
-            made["unified"] = kept
-    return made
-
-
-def _chosen(values: dict[str, Any], keys: tuple[str, ...], positive: bool) -> dict[str, Any]:
-    """Those that are set: zero says nothing, and a negative number only where there was a limit."""
-    return {key: values[key] for key in keys if values.get(key, 0) > 0 or (values.get(key, 0) < 0 and not positive)}
-
-
-def _cpus(cpu: dict[str, Any]) -> float | None:
-    quota, period = cpu.get("quota", 0), cpu.get("period") or CPU_PERIOD_US
-    share = quota / period if quota > 0 else None
-    count = _count(cpu.get("cpus", ""))
-    if count is None:
-        return share
-    return float(count) if share is None else min(share, float(count))
-
-
-def _count(text: str) -> int | None:
-    """How many processors a list such as ``0-2,5`` names; None where it names none.
-
-    Raises:
-        BadBundle: it is no such list.
-    """
-    numbers: set[int] = set()
-    for part in filter(None, "".join(text.split()).split(",")):
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or len(first) > 5 or (dash and (not last.isdigit() or len(last) > 5)):
-            raise BadBundle(f"linux.resources.cpu.cpus {text[:80]!r} is not a list of processors")
-        numbers.update(range(int(first), int(last or first) + 1))
-    return len(numbers) or None

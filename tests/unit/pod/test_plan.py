@@ -201,6 +201,21 @@ def test_kernel_file_systems_are_the_guests() -> None:
     }  # fmt: skip
 
 
+def test_control_groups_of_the_host_are_the_guests() -> None:
+    made = mounts(
+        {"destination": "/sys/fs/cgroup", "type": "bind", "source": "/sys/fs/cgroup", "options": ["rbind", "ro"]},
+        {"destination": "/sys/fs/cgroup/systemd", "type": "bind", "source": "/sys/fs/cgroup/systemd/x"},
+        {"destination": "/host/cgroup", "type": "bind", "source": "/sys/fs/cgroup"},
+    )
+    assert made.spec["mounts"] == [
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
+        {"destination": "/host/cgroup", "type": "bind", "source": "/run/casemate/volumes/box/2",
+         "options": ["rbind", "rprivate"]},
+    ]  # fmt: skip
+    assert len(made.volumes) == 3, "one for each bind mount, whether the guest has a use for it or not"
+    assert any("/sys/fs/cgroup/systemd is left out" in line for line in made.warnings)
+
+
 def test_options_that_only_the_host_has_are_left_out() -> None:
     options = ["rw", 'context="system_u:object_r:container_file_t:s0"', "noswap", "mpol=bind:0", "size=1m"]
     made = mounts({"destination": "/t", "type": "tmpfs", "source": "x", "options": options})
