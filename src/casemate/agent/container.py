@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from _signal import pidfd_send_signal  # type: ignore[import-not-found]  # signal imports enum
 from time import monotonic
 
-from casemate.agent import command, system
-from casemate.agent.cgroup import ROOT as CGROUP_ROOT
+from casemate.agent import bundle, cgroup, system
 from casemate.agent.cgroup import Cgroup
 from casemate.agent.crun import Crun
 from casemate.agent.oom import Watch
 from casemate.agent.process import Process, Streams
 from casemate.agent.processes import Exit, Reaper
-from casemate.agent.system import bad, get_dict, get_int, get_list, get_text
-from casemate.agent.user import resolve
+from casemate.agent.system import bad, get_dict, get_int, get_text
 from casemate.protocol import threads, wire
 from casemate.protocol.link import Link
 from casemate.protocol.wire import LinkError, RequestFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 BASE = "/run/casemate"
-RESERVE = 16 << 20
-"""Bytes of the guest's free memory that a container does not get, so that it is the container that runs out."""
-LEAST = 8 << 20
-RESERVE_PIDS = 1024
-"""How many of the guest's processes and threads a container cannot have, so that the agent can always start one; at
-most a quarter of what there can be."""
-MAX_FILES = 64
 MAX_EXECS = 256
 EXECS_END = 5.0
 """Seconds that the end of a container waits for the ends of its other processes to be told first."""
@@ -46,7 +40,7 @@ class Places:
         self,
         base: str = BASE,
         share: str = f"{BASE}/share",
-        cgroups: str = CGROUP_ROOT,
+        cgroups: str = cgroup.ROOT,
         crun: tuple[str, ...] = ("crun", "--root=/run/crun", "--cgroup-manager=cgroupfs"),
     ) -> None:
         self.base = base
@@ -60,21 +54,32 @@ class Container:
 
     Arguments:
         identifier: its name.
+        number: of its directories, for a name may be longer than a socket's path.
         places: see :class:`Places`.
         reaper, link: of the agent.
+        others: gives all containers of the guest, this one among them, by their names.
     """
 
-    def __init__(self, identifier: str, places: Places, reaper: Reaper, link: Link) -> None:
+    def __init__(
+        self,
+        identifier: str,
+        number: int,
+        places: Places,
+        reaper: Reaper,
+        link: Link,
+        others: Callable[[], dict[str, Container]],
+    ) -> None:
         self.identifier = identifier
         self.cgroup = Cgroup(identifier, places.cgroups)
         self.paused = False
         self.ended = threads.Event()
         """Set when nothing of the container is left."""
         self._places = places
-        self._directory = f"{places.base}/containers/{identifier}"
-        self._files_directory = f"{places.base}/files/{identifier}"
+        self._directory = f"{places.base}/containers/{number}"
+        self._files_directory = f"{places.base}/files/{number}"
         self._reaper = reaper
         self._link = link
+        self._others = others
         self._crun = Crun(list(places.crun), reaper)
         self._init = Process(None, self._init_ended)
         self._lock = threads.Lock()
@@ -82,33 +87,48 @@ class Container:
         self._oom_seen = 0
         self._watch: Watch | None = None
         self._counter = 0
+        self._created = False
+        self._started = False
+        self._shares = False
+        self._root = ""
 
     # ---- start
 
-    def start(self, params: dict[str, Any], streams: Streams) -> Process:
-        """Make the container and start its first process.
+    def make(self, params: dict[str, Any], streams: Streams, run: bool) -> Process:
+        """Make the container.
 
         Arguments:
-            params: of ``container.start``.
-            streams: of that process.
+            params: of ``container.run`` or ``container.create``.
+            streams: of its first process.
+            run: whether that process is started too; else it waits for :meth:`start`.
 
         Raises:
-            RequestFailed: it was not started, and nothing is left of it.
+            RequestFailed: it was not made, and nothing is left of it.
         """
+        opened: list[int] = []
+        self._created, self._started = not run, run
         try:
             spec = get_dict(params, "spec")
             terminal = _terminal(get_dict(spec, "process"))
             size = _size(params)
             _set_console_size(spec["process"], size)
             os.makedirs(self._directory, mode=0o700)
-            self._complete(spec, params)
+            made = bundle.complete(
+                spec, params,
+                share=self._places.share, files=self._files_directory, cgroup=self.cgroup.relative,
+                memory=cgroup.capacity(self._places.cgroups),
+                join=lambda other, kind: self._join(other, kind, opened),
+            )  # fmt: skip
+            self._root = spec["root"]["path"]
+            self._prepare(made)
             self._write_json("config.json", spec)
+            words = ["run", "--detach"] if run else ["create"]
             self._init.launch(
                 self._crun, self._reaper, streams,
-                lambda options: ["run", "--detach", f"--bundle={self._directory}", *options, self.identifier],
-                self._directory, "init", size, terminal,
+                lambda options: [*words, f"--bundle={self._directory}", *options, self.identifier],
+                self._directory, "init", size, terminal, made.priority,
             )  # fmt: skip
-            self._watch = Watch(self.cgroup, self._out_of_memory)
+            self._watch = Watch(self.cgroup, self._out_of_memory, self._groups)
             if self.ended.is_set():  # so soon that nobody saw the watch
                 self._watch.close()
         except OSError as error:
@@ -119,59 +139,99 @@ class Container:
             raise
         finally:
             streams.close()
+            for fd in opened:
+                os.close(fd)
         return self._init
 
-    def _complete(self, spec: dict[str, Any], params: dict[str, Any]) -> None:
-        """Fill in what only the guest knows: user, memory, control group, files."""
-        process = spec["process"]
-        root_path = get_text(get_dict(spec, "root"), "path")
-        if not (root_path + "/").startswith(self._places.share + "/") or ".." in root_path.split("/"):
-            raise bad(f"the root filesystem must lie below {self._places.share}")
-        mounts = get_list(spec, "mounts", 1024)
-        covered = [str(mount.get("destination")) for mount in mounts if isinstance(mount, dict)]
-        try:
-            root = os.open(root_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise bad(f"the root filesystem {root_path} cannot be opened: {error.strerror}") from None
-        try:
-            _complete_process(process, get_text(params, "user", 256), root, covered)
-        finally:
-            os.close(root)
-        spec["mounts"] = mounts + self._files(params, covered)
-        linux = spec.setdefault("linux", {})
-        if not isinstance(linux, dict):
-            raise bad("linux must be an object")
-        linux["cgroupsPath"] = self.cgroup.relative
-        resources = linux.setdefault("resources", {})
-        if not isinstance(resources, dict):
-            raise bad("linux.resources must be an object")
-        limit = _spare_memory()
-        if params.get("memory") is not None:
-            limit = min(limit, get_int(params, "memory", LEAST, 1 << 62))
-        resources["memory"] = {"limit": max(limit, LEAST)}
-        pids = resources.setdefault("pids", {})
-        if not isinstance(pids, dict):
-            raise bad("linux.resources.pids must be an object")
-        asked = get_int(pids, "limit", -(1 << 62), 1 << 62) if "limit" in pids else 0
-        pids["limit"] = min(asked, _spare_pids()) if asked > 0 else _spare_pids()  # zero and below: no limit
+    def _prepare(self, made: bundle.Bundle) -> None:
+        """Do what the runtime does not: settings of the guest's network, memory that containers share."""
+        for path, value in made.sysctl:
+            try:
+                system.write_text(path, value)
+            except OSError as error:
+                raise RequestFailed("failed", f"{path} cannot be set to {value[:100]!r}: {error.strerror}") from None
+        if made.shared:
+            from casemate.agent import shm  # here, because few containers need it
 
-    def _files(self, params: dict[str, Any], covered: list[str]) -> list[dict[str, Any]]:
-        """Write the files that the host sends and say how to mount them; a mount of the person's own goes first."""
-        mounts = []
-        os.makedirs(self._files_directory, mode=0o700, exist_ok=True)
-        for number, entry in enumerate(get_list(params, "files", MAX_FILES)):
-            if not isinstance(entry, dict):
-                raise bad("a file must be an object")
-            path, content = get_text(entry, "path"), get_text(entry, "content", wire.MAX_CONTROL)
-            mode = get_int(entry, "mode", 0, 0o7777)
-            if not path.startswith("/") or ".." in path.split("/"):
-                raise bad(f"the path {path[:100]} of a file must be absolute and plain")
-            source = f"{self._files_directory}/{number}"
-            system.write_text(source, content, mode, create=True)
-            if path not in covered:
-                options = ["bind", "rprivate", "rw"]
-                mounts.append({"destination": path, "type": "bind", "source": source, "options": options})
-        return mounts
+            self._shares = True
+            for entry in made.shared.values():
+                shm.take(entry, f"{self._places.base}/shm", self)
+
+    def _join(self, other: str, kind: str, opened: list[int]) -> str:
+        """The path of another container's namespace, held open until this container is there."""
+        found = self._others().get(other)
+        if found is None or found is self:
+            raise RequestFailed("no-such-container", f"the guest has no container {other} to share a namespace with")
+        opened.append(found.namespace(kind))
+        return f"/proc/{os.getpid()}/fd/{opened[-1]}"
+
+    def namespace(self, kind: str) -> int:
+        """A descriptor of one of the container's namespaces, by its name in /proc/PID/ns.
+
+        Raises:
+            RequestFailed: ``no-such-container``: it has ended, or is not there yet.
+        """
+        try:
+            fd = os.open(f"/proc/{self._init.pid or 'none'}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            fd = -1
+        # Only now: before its status was taken the number cannot have been given to another process.
+        if fd >= 0 and self._reaper.watches(self._init.pid):
+            return fd
+        if fd >= 0:
+            os.close(fd)
+        raise RequestFailed("no-such-container", f"the container {self.identifier} has ended")
+
+    def _groups(self) -> list[Cgroup]:
+        return [container.cgroup for container in self._others().values()]
+
+    def start(self) -> None:
+        """Let the first process of a created container run.
+
+        Raises:
+            RequestFailed: ``no-such-container``: it has ended. ``failed``: it was started before.
+        """
+        with self._lock:
+            if self._init.ending:
+                raise RequestFailed("no-such-container", "the container has ended")
+            if self._started:
+                raise RequestFailed("failed", "the container was started before")
+            self._started = True
+        try:
+            self._crun.start(self.identifier, f"{self._directory}/start.log")
+        except RequestFailed:
+            if self._init.ending:
+                raise RequestFailed("no-such-container", "the container has ended") from None
+            with self._lock:
+                self._started = False
+            raise
+
+    def update(self, asked: dict[str, Any]) -> None:
+        """Change the container's bounds.
+
+        Arguments:
+            asked: OCI ``linux.resources``; what is not in it stays as it is.
+
+        Raises:
+            RequestFailed: it was refused.
+        """
+        from casemate.agent import resources
+
+        made = resources.bounded(asked, cgroup.capacity(self._places.cgroups), bundle.spare_pids())
+        made.pop("devices", None)  # which devices a container has is settled when it is made
+        if resources.unbound(asked):
+            self.cgroup.write("cpu.max", "max")
+        if not made:
+            return
+        with self._lock:
+            self._counter += 1
+            name = f"update{self._counter}"
+        path = self._write_json(f"{name}.json", made)
+        try:
+            self._crun.command(["update", f"--resources={path}", self.identifier], f"{self._directory}/{name}.log")
+        finally:
+            _unlink(path)
+            _unlink(f"{self._directory}/{name}.log")
 
     def _write_json(self, name: str, message: dict[str, Any]) -> str:
         path = f"{self._directory}/{name}"
@@ -201,6 +261,8 @@ class Container:
             _set_console_size(spec, size)
             process = Process(exec_id, self._exec_ended)
             with self._lock:
+                if self._init.ending:
+                    raise RequestFailed("no-such-container", "the container has ended")
                 if self.paused:
                     raise RequestFailed("failed", "the container is paused")
                 if exec_id in self._execs:
@@ -217,6 +279,7 @@ class Container:
             except BaseException:
                 with self._lock:
                     del self._execs[exec_id]
+                process.done.set()
                 raise
         finally:
             streams.close()
@@ -232,12 +295,14 @@ class Container:
         size: tuple[int, int] | None,
         terminal: bool,
     ) -> None:
+        if self._created:
+            system.forget_names()
         try:
             root = os.open(f"/proc/{self._init.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             raise RequestFailed("no-such-container", "the container has ended") from None
         try:
-            _complete_process(spec, get_text(params, "user", 256), root, ())
+            priority = bundle.complete_process(spec, get_text(params, "user", 256), root, ())
         finally:
             os.close(root)
         path = self._write_json(f"{name}.json", spec)
@@ -245,14 +310,14 @@ class Container:
             process.launch(
                 self._crun, self._reaper, streams,
                 lambda options: ["exec", "--detach", f"--process={path}", *options, self.identifier],
-                self._directory, name, size, terminal,
+                self._directory, name, size, terminal, priority,
             )  # fmt: skip
         except RequestFailed as error:
             if error.code == "failed" and self._init.done.is_set():
                 raise RequestFailed("no-such-container", "the container has ended") from None
             raise
         finally:
-            os.unlink(path)
+            _unlink(path)
 
     def process(self, exec_id: str | None) -> Process:
         """One of its processes.
@@ -277,25 +342,42 @@ class Container:
             RequestFailed: ``no-such-process``: it has ended.
         """
         if everyone:
+            if self._init.ending:
+                raise RequestFailed("no-such-process", "the container has ended")
             if number == 9:
-                self.cgroup.kill()
+                self._kill_members()
                 return
             for pid in self.cgroup.pids():
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    continue
+                self._signal_member(pid, number)
             return
         if not self._reaper.signal(self.process(exec_id).pid, number):
             raise RequestFailed("no-such-process", "the process has ended")
 
+    def _signal_member(self, pid: int, number: int) -> None:
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            # The number may have been given to another process since; the descriptor stays with the one it is of.
+            if self.cgroup.holds(pid):
+                pidfd_send_signal(process, number)
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(process)
+
     def kill(self) -> None:
         """Kill everything in the container. Raises OSError."""
         self._reaper.signal(self._init.pid, 9)
+        self._kill_members()
+
+    def _kill_members(self) -> None:
         try:
             self.cgroup.kill()
-        except FileNotFoundError:
-            return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # the group has gone, and all who were in it
+                raise
 
     # ---- the end
 
@@ -327,24 +409,49 @@ class Container:
         deadline = monotonic() + EXECS_END
         with self._lock:
             others = list(self._execs.values())
+        # With a process namespace of its own they are dead already. One that is being started may come in later.
+        self._kill_rest()
         for other in others:
-            other.done.wait(max(0.0, deadline - monotonic()))
+            while not other.done.wait(EXECS_END / 10) and monotonic() < deadline:
+                self._kill_rest()
         self._tell(process, end, oom)
         process.done.set()
         self._remove()
 
+    def _kill_rest(self) -> None:
+        try:
+            self._kill_members()
+        except OSError as error:
+            system.log(f"container {self.identifier} cannot be killed: {error}")
+
     def _remove(self) -> None:
         """Take away all that is left."""
         try:
-            self._crun.delete(self.identifier, f"{self._directory}/delete.log")
+            self._crun.command(["delete", "--force", self.identifier], f"{self._directory}/delete.log")
         except (RequestFailed, OSError) as error:
             if "does not exist" not in str(error) and "No such file" not in str(error):
                 system.log(f"container {self.identifier}: {error}")
         _remove_tree(self._directory)
         _remove_tree(self._files_directory)
+        if self._shares:
+            from casemate.agent import shm
+
+            shm.leave(f"{self._places.base}/shm", self)
+        if self._created:
+            self._let_go()
         self.ended.set()
         if self._watch is not None:
             self._watch.close()
+
+    def _let_go(self) -> None:
+        """Give the host back the file systems that it has shown for this container: what was written is with it then,
+        and it can take them away."""
+        for path in (self._root, f"{self._places.base}/volumes/{self.identifier}"):
+            try:
+                if path:
+                    system.unmount(path)
+            except OSError as error:
+                system.log(f"{path} cannot be let go: {error.strerror}")
 
 
 def _remove_tree(directory: str) -> None:
@@ -378,36 +485,8 @@ def _set_console_size(process: dict[str, Any], size: tuple[int, int] | None) -> 
         process["consoleSize"] = {"height": size[0], "width": size[1]}
 
 
-def _complete_process(process: dict[str, Any], wanted: str, root: int, covered: list[str] | tuple[str, ...]) -> None:
-    """Fill in the user and HOME, and judge the command."""
-    words = process.get("args")
-    if not isinstance(words, list) or not words or not all(isinstance(w, str) and "\0" not in w for w in words):
-        raise bad("process.args must be a list of words")
-    env = get_list(process, "env", 8192)
-    if not all(isinstance(entry, str) and "\0" not in entry for entry in env):
-        raise bad("process.env must be a list of strings")
-    given = process.get("user")
-    if wanted or not isinstance(given, dict):
-        user = resolve(root, wanted)
-        process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups}
-    else:
-        user = resolve(root, str(get_int(given, "uid", 0, (1 << 31) - 1)) if "uid" in given else "")
-    if not any(entry.startswith("HOME=") for entry in env):
-        env = [*env, f"HOME={user.home}"]
-    process["env"] = env
-    process.setdefault("cwd", "/")
-    path = next((entry[5:] for entry in reversed(env) if entry.startswith("PATH=")), "")
-    command.check(root, words[0], path, get_text(process, "cwd"), covered)
-
-
-def _spare_memory() -> int:
-    for line in system.read_text("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024 - RESERVE
-    return LEAST
-
-
-def _spare_pids() -> int:
-    words = [system.read_text(f"/proc/sys/kernel/{name}").strip() for name in ("threads-max", "pid_max")]
-    most = min((int(word) for word in words if word.isdigit()), default=RESERVE_PIDS)
-    return most - min(RESERVE_PIDS, most // 4)
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return  # the container has ended, and its directory has gone

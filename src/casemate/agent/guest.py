@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import select
-from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, SOCK_STREAM, socket
+from _socket import SOCK_CLOEXEC, SOCK_STREAM, socket
 
 from casemate.agent import cgroup
 from casemate.agent.container import BASE
-from casemate.agent.processes import wait_readable
-from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, log, mount, read_text
+from casemate.agent.devices import wait_for
+from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, log, mount, read_text, write_text
 from casemate.agent.terminal import accept
 
 PORT_NAME = "casemate.agent.0"
@@ -20,9 +20,11 @@ VOLUMES_TAG = "casemate-volumes"
 """A second file server, for what the host may change at any time; only there when the sandbox has volumes."""
 VSOCK_PORT = 1024
 AF_VSOCK, VMADDR_CID_ANY, VMADDR_CID_HOST = 40, 0xFFFFFFFF, 2
-NETLINK_KOBJECT_UEVENT = 15
 DEVICE_PATIENCE = 30.0
-NOFILE = (1024, 524288)
+NOFILE = 524288
+"""Open files of the agent, and at most of a container's process: a new one begins with the usual bound."""
+MODPROBE = "/usr/lib/casemate/modprobe"
+"""What the kernel starts when somebody asks for what a module brings, see :mod:`casemate.agent.modules`."""
 
 _STRICT = MS_NOSUID | MS_NOEXEC | MS_NODEV
 MOUNTS = (
@@ -49,7 +51,9 @@ def setup() -> None:
             os.makedirs(target, exist_ok=True)
         mount(source, target, kind, flags, data)
     cgroup.enable()
-    resource.setrlimit(resource.RLIMIT_NOFILE, NOFILE)
+    if os.path.exists(MODPROBE):
+        write_text("/proc/sys/kernel/modprobe", MODPROBE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (NOFILE, NOFILE))
     for tag, name in ((SHARE_TAG, "share"), (VOLUMES_TAG, "volumes")):
         target = f"{BASE}/{name}"
         os.makedirs(target)
@@ -72,16 +76,9 @@ def connect() -> int:
 
 
 def _open_port() -> int:
-    # Listening begins before looking, so that a port that appears in between is not missed.
-    events = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT)
-    try:
-        events.bind((0, 1))
-        while (name := _find_port()) is None:
-            if not wait_readable(events.fileno(), DEVICE_PATIENCE):
-                raise FileNotFoundError(2, "no virtio port has the name", PORT_NAME)
-            events.recv(65536)
-    finally:
-        events.close()
+    name = wait_for(_find_port, DEVICE_PATIENCE)
+    if name is None:
+        raise FileNotFoundError(2, "no virtio port has the name", PORT_NAME)
     fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     _wait_for_host(fd)
     return fd

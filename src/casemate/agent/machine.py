@@ -11,7 +11,7 @@ from _socket import sethostname
 from binascii import Error, a2b_base64
 
 from casemate import __version__
-from casemate.agent import netlink
+from casemate.agent import network
 from casemate.agent.system import bad, get_int, get_list, get_text, log, read_text, write_text
 
 TYPE_CHECKING = False
@@ -43,12 +43,17 @@ def setup(params: dict[str, Any]) -> None:
         reseed(get_text(params, "entropy"))
     if params.get("hostname"):
         sethostname(get_text(params, "hostname", 64))
-    netlink.setup(get_list(params, "interfaces", 32))
+    apply_network(params)
     for name, value in SYSCTLS.items():
         try:
             write_text(f"/proc/sys/{name}", value)
         except OSError as error:  # a convenience: a kernel without it still runs containers
             log(f"{name} cannot be set: {error.strerror}")
+
+
+def apply_network(params: dict[str, Any]) -> None:
+    """Bring the guest's interfaces to what ``interfaces`` says. Raises RequestFailed, OSError."""
+    network.apply(get_list(params, "interfaces", network.MAX_INTERFACES))
 
 
 def reseed(text: str) -> None:
@@ -84,7 +89,7 @@ def memory() -> dict[str, int]:
     return {"mem_total": table.get("MemTotal", 0), "mem_available": table.get("MemAvailable", 0)}
 
 
-def network() -> list[dict[str, Any]]:
+def counters() -> list[dict[str, Any]]:
     """The counters of each interface but the loopback one."""
     found = []
     for line in read_text("/proc/net/dev").splitlines()[2:66]:

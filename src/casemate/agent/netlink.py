@@ -1,4 +1,4 @@
-"""The guest's network interfaces, set up by raw rtnetlink(7): starting a program for each step would cost far more."""
+"""Messages of rtnetlink(7) and a socket for them: starting a program for each step would cost far more."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from _socket import (
     socket,
 )
 
-from casemate.agent.system import bad, get_list, get_optional_int, get_text, read_text
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from casemate.agent.system import bad
 
 NETLINK_ROUTE = 0
 NLMSG_ERROR = 2
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE = 0x1, 0x4, 0x100, 0x400
-RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 20, 24
+RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE = 16, 20, 21, 24, 25
+RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
 IFF_UP = 1
-IFLA_MTU = 4
-IFA_ADDRESS, IFA_LOCAL = 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
-RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK = 254, 4, 0, 1, 4
+IFLA_IFNAME, IFLA_MTU = 3, 4
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+IFA_F_NODAD = 0x02
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
+RT_TABLE_MAIN, RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK = 254, 4, 1, 4
+NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, dst, src, tos, table, protocol, scope, type, flags
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, index, state, flags, type
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -49,22 +49,61 @@ def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
     return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
 
 
-def link_body(index: int, mtu: int | None) -> bytes:
-    """For RTM_NEWLINK: bring an interface up, with a largest packet size where one is given."""
-    body = _LINK.pack(0, 0, index, IFF_UP, IFF_UP)
-    return body if mtu is None else body + attribute(IFLA_MTU, struct.pack("=I", mtu))
+def link_body(index: int, up: bool, mtu: int | None = None, name: str | None = None) -> bytes:
+    """For RTM_NEWLINK: bring an interface up or down, set its largest packet and its name where they are given."""
+    body = _LINK.pack(0, 0, index, IFF_UP if up else 0, IFF_UP)
+    if mtu is not None:
+        body += attribute(IFLA_MTU, struct.pack("=I", mtu))
+    if name is not None:
+        body += attribute(IFLA_IFNAME, name.encode() + b"\0")
+    return body
 
 
 def address_body(index: int, family: int, address: bytes, prefix: int) -> bytes:
-    """For RTM_NEWADDR."""
-    body = _ADDRESS.pack(family, prefix, 0, 0, index)
-    return body + attribute(IFA_LOCAL, address) + attribute(IFA_ADDRESS, address)
+    """For RTM_NEWADDR and RTM_DELADDR. Nobody asks the network whether it has an IPv6 address already: it is the
+    host's own word that this interface has it, and asking would keep it from being used for a second."""
+    body = _ADDRESS.pack(family, prefix, IFA_F_NODAD if family == AF_INET6 else 0, 0, index)
+    body += attribute(IFA_LOCAL, address) + attribute(IFA_ADDRESS, address)
+    if family == AF_INET and prefix < 31:
+        everybody = int.from_bytes(address, "big") | ((1 << (32 - prefix)) - 1)
+        body += attribute(IFA_BROADCAST, everybody.to_bytes(4, "big"))
+    return body
 
 
-def default_route_body(index: int, family: int, gateway: bytes) -> bytes:
-    """For RTM_NEWROUTE: everything through ``gateway``, which is reached on the link although no prefix covers it."""
-    head = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK)
-    return head + attribute(RTA_GATEWAY, gateway) + attribute(RTA_OIF, struct.pack("=I", index))
+def route_body(
+    index: int,
+    family: int,
+    destination: bytes,
+    prefix: int,
+    gateway: bytes | None = None,
+    metric: int = 0,
+    scope: int = 0,
+    source: bytes | None = None,
+    onlink: bool = False,
+) -> bytes:
+    """For RTM_NEWROUTE and RTM_DELROUTE, in the main table.
+
+    Arguments:
+        scope: a number of rtnetlink(7): 0 for the universe, 253 for the link, 254 for the host.
+        onlink: the gateway is reached on the link although no prefix covers it.
+    """
+    flags = RTNH_F_ONLINK if onlink else 0
+    body = _ROUTE.pack(family, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST, flags)
+    if prefix:
+        body += attribute(RTA_DST, destination)
+    if gateway is not None:
+        body += attribute(RTA_GATEWAY, gateway)
+    if metric:
+        body += attribute(RTA_PRIORITY, struct.pack("=I", metric))
+    if source is not None:
+        body += attribute(RTA_PREFSRC, source)
+    return body + attribute(RTA_OIF, struct.pack("=I", index))
+
+
+def neighbour_body(index: int, family: int, address: bytes, mac: bytes) -> bytes:
+    """For RTM_NEWNEIGH and RTM_DELNEIGH: an entry that stays."""
+    body = _NEIGHBOUR.pack(family, index, NUD_PERMANENT, 0, 0)
+    return body + attribute(NDA_DST, address) + attribute(NDA_LLADDR, mac)
 
 
 class Netlink:
@@ -82,8 +121,11 @@ class Netlink:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def request(self, kind: int, flags: int, body: bytes, what: str) -> None:
+    def request(self, kind: int, flags: int, body: bytes, what: str, fine: tuple[int, ...] = ()) -> None:
         """Ask the kernel and wait for its answer.
+
+        Arguments:
+            fine: refusals that are none, by their error numbers.
 
         Raises:
             OSError: it refused; ``filename`` is ``what``.
@@ -95,23 +137,9 @@ class Netlink:
             _, answer, _, sequence, _ = _HEADER.unpack_from(data)
             if sequence == self._sequence and answer == NLMSG_ERROR:
                 number = -struct.unpack_from("=i", data, _HEADER.size)[0]
-                if number:
+                if number and number not in fine:
                     raise OSError(number, os.strerror(number), what)
                 return
-
-    def up(self, index: int, mtu: int | None, what: str) -> None:
-        """Bring an interface up. Raises OSError."""
-        self.request(RTM_NEWLINK, 0, link_body(index, mtu), what)
-
-    def add_address(self, index: int, family: int, address: bytes, prefix: int, what: str) -> None:
-        """Give an interface an address. Raises OSError."""
-        flags = NLM_F_CREATE | NLM_F_REPLACE
-        self.request(RTM_NEWADDR, flags, address_body(index, family, address, prefix), what)
-
-    def add_default_route(self, index: int, family: int, gateway: bytes, what: str) -> None:
-        """Send everything else through ``gateway``. Raises OSError."""
-        flags = NLM_F_CREATE | NLM_F_REPLACE
-        self.request(RTM_NEWROUTE, flags, default_route_body(index, family, gateway), what)
 
 
 def parse_address(text: str) -> tuple[int, bytes, int]:
@@ -124,7 +152,7 @@ def parse_address(text: str) -> tuple[int, bytes, int]:
     family = AF_INET6 if ":" in plain else AF_INET
     try:
         address = inet_pton(family, plain)
-    except OSError:
+    except (OSError, ValueError):
         raise bad(f"{text[:100]!r} is not an address") from None
     bits = 8 * len(address)
     if not slash:
@@ -132,40 +160,3 @@ def parse_address(text: str) -> tuple[int, bytes, int]:
     if not (prefix.isascii() and prefix.isdigit() and len(prefix) <= 3 and int(prefix) <= bits):
         raise bad(f"{text[:100]!r} has no prefix length from 0 to {bits}")
     return family, address, int(prefix)
-
-
-def index_of(mac: str, directory: str = "/sys/class/net") -> tuple[int, str]:
-    """The index and name of the interface with a hardware address.
-
-    Raises:
-        RequestFailed: ``bad-spec``: there is none.
-    """
-    for name in sorted(os.listdir(directory)):
-        if read_text(f"{directory}/{name}/address").strip().lower() == mac.lower():
-            return int(read_text(f"{directory}/{name}/ifindex")), name
-    raise bad(f"no interface has the hardware address {mac}")
-
-
-def setup(interfaces: list[Any]) -> None:
-    """Bring up the loopback interface and those that a request describes.
-
-    Arguments:
-        interfaces: ``{mac, addresses, gateway, mtu}`` each.
-
-    Raises:
-        RequestFailed: ``bad-spec``. OSError: the kernel refused something.
-    """
-    with Netlink() as netlink:
-        netlink.up(1, None, "lo")  # the loopback interface is the first of every namespace
-        for entry in interfaces:
-            if not isinstance(entry, dict):
-                raise bad("an interface must be an object")
-            index, name = index_of(get_text(entry, "mac", 32))
-            mtu = get_optional_int(entry, "mtu", 68, 65535)
-            addresses = [parse_address(str(text)) for text in get_list(entry, "addresses", 64)]
-            gateway = parse_address(get_text(entry, "gateway", 64)) if entry.get("gateway") is not None else None
-            netlink.up(index, mtu, name)
-            for family, address, prefix in addresses:
-                netlink.add_address(index, family, address, prefix, name)
-            if gateway is not None:
-                netlink.add_default_route(index, gateway[0], gateway[1], f"{name}: gateway")

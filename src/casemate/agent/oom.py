@@ -38,17 +38,23 @@ class Watch:
     Arguments:
         cgroup: of a container that has been made.
         told: called, on the watch's thread, each time that processes were killed for want of memory.
+        all_groups: of all containers, for a want that is not this one's alone.
     """
 
-    def __init__(self, cgroup: Cgroup, told: Callable[[], None]) -> None:
+    def __init__(
+        self, cgroup: Cgroup, told: Callable[[], None], all_groups: Callable[[], list[Cgroup]] | None = None
+    ) -> None:
         self._cgroup = cgroup
         self._told = told
+        self._all_groups = all_groups or (lambda: [cgroup])
+        self._alarm = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._lock = threads.Lock()
         self._open = True
         self._seen = 0
         self._row = 0
         self._last = 0.0
+        cgroup.alarm = self._ring
         threads.start(self._run)
 
     def close(self) -> None:
@@ -57,17 +63,25 @@ class Watch:
             if self._open:
                 os.eventfd_write(self._stop, 1)
 
+    def _ring(self) -> None:
+        with self._lock:
+            if self._open:
+                os.eventfd_write(self._alarm, 1)
+
     def _run(self) -> None:
-        opened = [self._stop]
+        opened = [self._stop, self._alarm]
         try:
             poller = select.poll()
             poller.register(self._stop, select.POLLIN)
+            poller.register(self._alarm, select.POLLIN)
             events = self._register(poller, opened, "memory.events", os.O_RDONLY, "")
             pressure = self._register(poller, opened, "memory.pressure", os.O_RDWR, TRIGGER)
             while True:
                 ready = [fd for fd, _ in poller.poll()]
                 if self._stop in ready:
                     return
+                if self._alarm in ready:
+                    os.eventfd_read(self._alarm)
                 if events in ready:
                     os.pread(events, 4096, 0)  # or it would be told again at once
                 if pressure in ready:
@@ -106,28 +120,35 @@ class Watch:
         now = monotonic()
         self._row = self._row + 1 if now - self._last < LAPSE else 1
         self._last = now
-        if not self._cgroup.full(LEFT):
+        alone = self._cgroup.full(LEFT)
+        if not alone and not self._cgroup.crowded(LEFT):
             self._row = 0
         if self._row >= IN_A_ROW:
             self._row = 0
-            self._kill()
+            self._kill([self._cgroup] if alone else self._all_groups())
 
-    def _kill(self) -> None:
-        """Kill the process that the kernel would kill (proc_pid_oom_score(5))."""
-        scores = {pid: read_text(f"/proc/{pid}/oom_score", 32).strip() for pid in self._cgroup.pids()}
-        found = max(((int(score), pid) for pid, score in scores.items() if score.isdigit()), default=(0, 0))
-        if found[0] == 0:
+    def _kill(self, groups: list[Cgroup]) -> None:
+        """Kill the process of these groups that the kernel would kill (proc_pid_oom_score(5))."""
+        score, pid, group = 0, 0, self._cgroup
+        for one in groups:
+            for candidate in one.pids():
+                word = read_text(f"/proc/{candidate}/oom_score", 32).strip()
+                if word.isdigit() and int(word) > score:
+                    score, pid, group = int(word), candidate, one
+        if score == 0:
             return  # all of them are exempt, or gone
         try:
-            process = os.pidfd_open(found[1])
+            process = os.pidfd_open(pid)
         except ProcessLookupError:
             return
         try:
             # The number may have been given to another process since; the descriptor stays with the one it is of.
-            if self._cgroup.holds(found[1]):
-                self._cgroup.own_kills += 1
+            if group.holds(pid):
+                group.own_kills += 1
                 pidfd_send_signal(process, SIGKILL)
-                log(f"process {found[1]} killed: the container stood still for want of memory")
+                log(f"process {pid} killed: a container stood still for want of memory")
+                if group.alarm is not None and group is not self._cgroup:
+                    group.alarm()
         except ProcessLookupError:
             return
         finally:

@@ -60,6 +60,8 @@ class Process:
         self.pid = 0
         self.announced = threads.Event()
         """Set when the host knows that the process was started."""
+        self.ending = False
+        """Whether it has ended, which the host need not know yet."""
         self.done = threads.Event()
         """Set when the host knows that it has ended."""
         self._ended = ended
@@ -78,6 +80,7 @@ class Process:
         name: str,
         size: tuple[int, int] | None,
         terminal: bool,
+        priority: dict[str, Any],
     ) -> None:
         """Have the runtime start the process.
 
@@ -87,10 +90,15 @@ class Process:
             directory, name: where files for this start can be made, and how they begin.
             size: rows and columns of the terminal.
             terminal: whether it has one.
+            priority: see :mod:`casemate.agent.priority`; empty for none.
 
         Raises:
             RequestFailed: it was not started.
         """
+        if priority:
+            from casemate.agent import priority as priorities  # here, because hardly anybody asks for one
+
+            priorities.check(priority)
         base = f"{directory}/{name}"
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         theirs: list[int] = []
@@ -112,6 +120,8 @@ class Process:
                 try:
                     if console is not None:
                         self._take_terminal(console.receive(), streams, size)
+                    if priority:
+                        priorities.apply(self.pid, priority)
                 except BaseException:
                     os.kill(self.pid, SIGKILL)
                     raise
@@ -181,6 +191,7 @@ class Process:
             set_size(self._terminal, rows, columns)
 
     def _exited(self, end: Exit) -> None:  # on the reaper's thread
+        self.ending = True
         threads.start(self._finish, end)
 
     def _finish(self, end: Exit) -> None:

@@ -104,6 +104,11 @@ class Reaper:
         if end is not None:
             self._tell(callback, end)
 
+    def watches(self, pid: int) -> bool:
+        """Whether a process is watched and its status was not taken yet."""
+        with self._lock:
+            return pid in self._watched
+
     def signal(self, pid: int, number: int) -> bool:
         """Send a signal to a watched process; False when it has ended.
 

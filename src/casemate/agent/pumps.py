@@ -63,12 +63,14 @@ class Output(_Pump):
 
     Arguments:
         fd: what to read. EIO, which a terminal gives when nobody has it open any more, is its end.
-        stream: where it goes. When the host reads no more of it, the output is taken and thrown away, for a container
-            must not be blocked by a host that is not interested.
+        stream: where it goes.
+        drop: when the host reads no more of it, the output is taken and thrown away, for a container must not be
+            blocked by a host that is not interested. Else that is the end.
     """
 
-    def __init__(self, fd: int, stream: Stream) -> None:
+    def __init__(self, fd: int, stream: Stream, drop: bool = True) -> None:
         super().__init__(fd, stream)
+        self._drop = drop
         self.drained = threads.Event()
         """Set when all that an ended process wrote has been sent."""
 
@@ -101,6 +103,8 @@ class Output(_Pump):
                 try:
                     self._stream.send(data)
                 except StreamClosed:
+                    if not self._drop:
+                        return
                     heard = False
 
     def _end(self) -> None:

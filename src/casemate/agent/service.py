@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 from casemate.agent import machine, system
+from casemate.agent.cgroup import PARENT
 from casemate.agent.container import Container, Places
 from casemate.agent.process import Process, Streams
 from casemate.agent.processes import Reaper
-from casemate.agent.system import get_dict, get_id, get_int, get_optional_int
+from casemate.agent.system import get_dict, get_id, get_int
 from casemate.protocol import threads
 from casemate.protocol.link import Link, Reply
 from casemate.protocol.wire import RequestFailed
@@ -43,8 +44,10 @@ class Service:
         self._power_off = power_off
         self._lock = threads.Lock()
         self._containers: dict[str, Container] = {}
+        self._counter = 0
         self._methods: dict[str, Callable[[dict[str, Any]], dict[str, Any] | Reply]] = {
-            "container.run": self._start,
+            "container.run": lambda params: self._make(params, True),
+            "container.create": lambda params: self._make(params, False),
             "container.start": self._start,
             "container.exec": self._exec,
             "container.stats": self._stats,
@@ -56,6 +59,9 @@ class Service:
             "process.resize": self._resize,
             "sandbox.info": lambda params: machine.info(),
             "sandbox.ping": lambda params: {},
+            "sandbox.network": self._network,
+            "sandbox.dns": self._dns,
+            "sandbox.connect": self._connect,
             "sandbox.refresh": self._refresh,
             "sandbox.shutdown": self._shutdown,
         }
@@ -98,7 +104,7 @@ class Service:
     def _started(self, process: Process) -> Reply:
         return Reply({"pid": process.pid}, process.announced.set)
 
-    def _start(self, params: dict[str, Any]) -> Reply:
+    def _make(self, params: dict[str, Any], run: bool) -> Reply:
         streams = self._streams(params)
         try:
             identifier = get_id(params, "id")
@@ -112,11 +118,22 @@ class Service:
                     raise RequestFailed("failed", f"the guest has a container {identifier} already")
                 if len(self._containers) >= MAX_CONTAINERS:
                     raise RequestFailed("failed", f"the guest has {MAX_CONTAINERS} containers, the most there can be")
-                container = Container(identifier, self._places, self._reaper, self.link)
+                self._counter += 1
+                container = Container(
+                    identifier, self._counter, self._places, self._reaper, self.link, self._all_containers
+                )
                 self._containers[identifier] = container
-            return self._started(container.start(params, streams))
+            return self._started(container.make(params, streams, run))
         finally:
             streams.close()
+
+    def _all_containers(self) -> dict[str, Container]:
+        with self._lock:
+            return dict(self._containers)
+
+    def _start(self, params: dict[str, Any]) -> dict[str, Any]:
+        self._container(params).start()
+        return {}
 
     def _exec(self, params: dict[str, Any]) -> Reply:
         streams = self._streams(params)
@@ -136,7 +153,7 @@ class Service:
         return {}
 
     def _stats(self, params: dict[str, Any]) -> dict[str, Any]:
-        return {**self._container(params).cgroup.stats(), "guest": machine.memory(), "net": machine.network()}
+        return {**self._container(params).cgroup.stats(), "guest": machine.memory(), "net": machine.counters()}
 
     def _pause(self, params: dict[str, Any]) -> dict[str, Any]:
         container = self._container(params)
@@ -153,17 +170,7 @@ class Service:
         return {}
 
     def _update(self, params: dict[str, Any]) -> dict[str, Any]:
-        cgroup = self._container(params).cgroup
-        memory = get_optional_int(params, "memory", 1 << 20, 1 << 62)
-        quota = get_optional_int(params, "cpu_quota_us", 1000, 1 << 40)
-        period = get_optional_int(params, "cpu_period_us", 1000, 1_000_000)
-        pids = get_optional_int(params, "pids", 1, 1 << 22)
-        if memory is not None:
-            cgroup.write("memory.max", str(memory))
-        if quota is not None or period is not None:
-            cgroup.write("cpu.max", f"{'max' if quota is None else quota} {period or 100_000}")
-        if pids is not None:
-            cgroup.write("pids.max", str(pids))
+        self._container(params).update(get_dict(params, "resources"))
         return {}
 
     def _delete(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -181,12 +188,32 @@ class Service:
                 del self._containers[identifier]
         return {}
 
-    def _refresh(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Forget the names and attributes of files, because the host has changed some."""
+    def _network(self, params: dict[str, Any]) -> dict[str, Any]:
+        machine.apply_network(params)
+        return {}
+
+    def _dns(self, params: dict[str, Any]) -> dict[str, Any]:
+        from casemate.agent import dns  # here, because few sandboxes need it
+
+        streams = self._streams(params)
         try:
-            system.write_text("/proc/sys/vm/drop_caches", "2")
-        except OSError as error:
-            raise RequestFailed("failed", f"caches cannot be dropped: {error.strerror}") from None
+            dns.serve(params, streams, f"{self._places.cgroups}/{PARENT}")
+        finally:
+            streams.close()
+        return {}
+
+    def _connect(self, params: dict[str, Any]) -> dict[str, Any]:
+        from casemate.agent import connect  # here, because few sandboxes need it
+
+        streams = self._streams(params)
+        try:
+            connect.connect(params, streams)
+        finally:
+            streams.close()
+        return {}
+
+    def _refresh(self, params: dict[str, Any]) -> dict[str, Any]:
+        system.forget_names()
         return {}
 
     def _shutdown(self, params: dict[str, Any]) -> Reply:

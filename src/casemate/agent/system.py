@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["SIG_IGN", "SIGINT", "SIGKILL", "SIGPIPE", "SIGXFSZ"]
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 RB_POWER_OFF = 0x4321FEDC
 SYS_OPENAT2 = 437  # the same number on every architecture, being younger than their common table
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+SYSCALLS = {
+    "x86_64": {"init_module": 175, "ioprio_set": 251, "bpf": 321},
+    "aarch64": {"init_module": 105, "ioprio_set": 30, "bpf": 280},
+}
+"""Numbers of system calls that the C library has no function for, by architecture."""
 MAX_LINE = 1000
+MAX_ID = 128
 
 
 # The C half of ctypes alone: the Python half, with its many types, costs 60 ms of imports on an emulated processor.
@@ -45,6 +52,7 @@ class _LongFunction(_ctypes.CFuncPtr):
 
 _handle = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # the program itself
 _mount = _IntFunction(_ctypes.dlsym(_handle, "mount"))
+_umount2 = _IntFunction(_ctypes.dlsym(_handle, "umount2"))
 _reboot = _IntFunction(_ctypes.dlsym(_handle, "reboot"))
 _syscall = _LongFunction(_ctypes.dlsym(_handle, "syscall"))
 
@@ -64,6 +72,40 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
     """
     words = [word.encode() for word in (source, target, kind)]
     _checked(_mount(words[0], words[1], words[2], _Long(flags), data.encode() or None), target)
+
+
+def unmount(target: str) -> bool:
+    """Take away what is mounted on a path, and all below it, when nobody uses it any more (umount2(2), MNT_DETACH).
+
+    Returns:
+        whether something was.
+
+    Raises:
+        OSError: it was refused.
+    """
+    if _umount2(target.encode(), MNT_DETACH | UMOUNT_NOFOLLOW) < 0:
+        number = _ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOENT):
+            return False
+        raise OSError(number, os.strerror(number), target)
+    return True
+
+
+def syscall(name: str, *arguments: int | bytes) -> int:
+    """A system call that the C library has no function for.
+
+    Arguments:
+        name: one of :data:`SYSCALLS`.
+        arguments: numbers, or bytes for what the kernel reads by address.
+
+    Raises:
+        OSError: it was refused, or the number is not known on this architecture.
+    """
+    number = SYSCALLS.get(os.uname().machine, {}).get(name)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), name)
+    words = [word if isinstance(word, bytes) else _Long(word) for word in arguments]
+    return _checked(int(_syscall(_Long(number), *words)), name)
 
 
 def power_off() -> None:
@@ -129,6 +171,24 @@ def read_text(path: str, limit: int = 65536) -> str:
         os.close(fd)
 
 
+def read_whole(path: str, limit: int) -> str:
+    """As :func:`read_text`, for what the kernel gives in pieces, such as the processes of a control group."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    parts: list[bytes] = []
+    try:
+        while limit > 0 and (part := os.read(fd, limit)):
+            parts.append(part)
+            limit -= len(part)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+    return b"".join(parts).decode("utf-8", "replace")
+
+
 def write_text(path: str, content: str, mode: int = 0o600, *, create: bool = False) -> None:
     """Write a file in one piece.
 
@@ -145,6 +205,18 @@ def write_text(path: str, content: str, mode: int = 0o600, *, create: bool = Fal
             os.fchmod(fd, mode)
     finally:
         os.close(fd)
+
+
+def forget_names() -> None:
+    """Forget the names and attributes of files that nobody has open, for the host may have changed some.
+
+    Raises:
+        RequestFailed: it was refused.
+    """
+    try:
+        write_text("/proc/sys/vm/drop_caches", "2")
+    except OSError as error:
+        raise RequestFailed("failed", f"caches cannot be dropped: {error.strerror}") from None
 
 
 # ---- parameters of requests
@@ -196,8 +268,8 @@ def get_list(params: dict[str, Any], key: str, limit: int) -> list[Any]:
 
 def get_id(params: dict[str, Any], key: str) -> str:
     """A name that is safe in a path and on a command line. Raises RequestFailed ``bad-spec``."""
-    value = get_text(params, key, 64)
-    plain = value.replace("-", "").replace("_", "").replace(".", "")
+    value = get_text(params, key, MAX_ID)
+    plain = value.replace("-", "").replace("_", "").replace(".", "").replace("+", "")
     if not plain.isalnum() or not value.isascii() or not value[0].isalnum():
-        raise bad(f"{key} must begin with a letter or digit and hold only those, '-', '_' and '.'")
+        raise bad(f"{key} must begin with a letter or digit and hold only those, '-', '_', '.' and '+'")
     return value

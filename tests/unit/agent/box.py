@@ -111,10 +111,21 @@ class Box:
             params["stderr"], err = self.channel()
         return Started(self.link.call(method, params, 30)["pid"], into, out, err)
 
-    def start(self, identifier: str, *args: str, stdin: bool = False, terminal: bool = False, **more: Any) -> Started:
+    def create(self, identifier: str, *args: str, **more: Any) -> Started:
+        return self.start(identifier, *args, method="container.create", **more)
+
+    def start(
+        self,
+        identifier: str,
+        *args: str,
+        stdin: bool = False,
+        terminal: bool = False,
+        method: str = "container.run",
+        **more: Any,
+    ) -> Started:
         spec = more.pop("spec", None) or self.spec(*args, terminal=terminal)
         params = {"id": identifier, "spec": spec, "files": [], "memory": None, "sandbox": None, **more}
-        return self.begin("container.start", stdin, terminal, params)
+        return self.begin(method, stdin, terminal, params)
 
     def exec(
         self, identifier: str, exec_id: str, *args: str, stdin: bool = False, terminal: bool = False, **more: Any

@@ -1,20 +1,14 @@
-"""Netlink messages byte by byte, and a real network namespace."""
+"""Netlink messages byte by byte."""
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from casemate.agent import netlink
 from casemate.protocol.wire import RequestFailed
-
-SOURCE = Path(__file__).parents[3] / "src"
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the expected bytes are little-endian")
 
@@ -25,7 +19,7 @@ def test_attribute_is_padded() -> None:
 
 
 def test_link_message() -> None:
-    packed = netlink.message(netlink.RTM_NEWLINK, 0, 7, netlink.link_body(3, 1400))
+    packed = netlink.message(netlink.RTM_NEWLINK, 0, 7, netlink.link_body(3, True, 1400))
     assert packed == bytes.fromhex(
         "28000000" "1000" "0500" "07000000" "00000000"  # 40 bytes, RTM_NEWLINK, REQUEST|ACK, sequence 7
         "00" "00" "0000" "03000000" "01000000" "01000000"  # interface 3, IFF_UP
@@ -38,11 +32,30 @@ def test_address_message() -> None:
     assert body == bytes.fromhex("0220000003000000080002000a570005080001000a570005")
 
 
+def test_address_with_a_broadcast_address_and_an_ipv6_one() -> None:
+    body = netlink.address_body(3, socket.AF_INET, bytes([10, 87, 0, 5]), 22)
+    assert body.endswith(bytes.fromhex("08000400" "0a5703ff"))
+    body = netlink.address_body(3, socket.AF_INET6, bytes(15) + b"\1", 64)
+    assert body[:8] == bytes.fromhex("0a400200" "03000000")  # IFA_F_NODAD
+
+
 def test_route_message() -> None:
-    body = netlink.default_route_body(3, socket.AF_INET, bytes([10, 87, 0, 1]))
+    body = netlink.route_body(3, socket.AF_INET, bytes(4), 0, bytes([10, 87, 0, 1]), onlink=True)
     assert body == bytes.fromhex(
         "02" "00" "00" "00" "fe" "04" "00" "01" "04000000"  # main table, static, universe, unicast, onlink
         "08000500" "0a570001" "08000400" "03000000"
+    )  # fmt: skip
+    body = netlink.route_body(3, socket.AF_INET, bytes([10, 2, 0, 0]), 16, None, 100, 253, bytes([10, 1, 0, 9]))
+    assert body == bytes.fromhex(
+        "02" "10" "00" "00" "fe" "04" "fd" "01" "00000000"
+        "08000100" "0a020000" "08000600" "64000000" "08000700" "0a010009" "08000400" "03000000"
+    )  # fmt: skip
+
+
+def test_neighbour_message() -> None:
+    body = netlink.neighbour_body(3, socket.AF_INET, bytes([10, 1, 0, 9]), bytes.fromhex("020000000007"))
+    assert body == bytes.fromhex(
+        "02" "000000" "03000000" "8000" "00" "00" "08000100" "0a010009" "0a000200" "020000000007" "0000"
     )  # fmt: skip
 
 
@@ -53,47 +66,3 @@ def test_addresses() -> None:
     for bad in ("", "10.0.0", "10.0.0.1/33", "10.0.0.1/", "10.0.0.1/-1", "x", "::1/129", "10.0.0.1/٣", "1.2.3.4/0000"):
         with pytest.raises(RequestFailed):
             netlink.parse_address(bad)
-
-
-IN_NAMESPACE = """
-import json, os, subprocess, sys
-sys.path.insert(0, sys.argv[1])
-subprocess.run('''set -e; mount -t sysfs none /sys; ip link set lo down
-    ip link add test0 address 02:00:00:00:00:07 type veth peer name other
-    ip link set other up''', shell=True, check=True)
-from casemate.agent import netlink
-from casemate.protocol.wire import RequestFailed
-one = {"mac": "02:00:00:00:00:07", "addresses": ["10.87.0.5/32", "fd00::5/128"], "gateway": "10.87.0.1", "mtu": 1400}
-netlink.setup([one])
-netlink.setup([one])  # once more is no error
-try:
-    netlink.setup([{**one, "mac": "02:00:00:00:00:08"}])
-    sys.exit("an unknown address was taken")
-except RequestFailed as error:
-    assert error.code == "bad-spec"
-try:
-    netlink.setup([{**one, "mtu": None, "addresses": ["0.0.0.0/0"], "gateway": "127.0.0.1"}])
-    sys.exit("nonsense was taken")
-except OSError as error:
-    assert "test0" in str(error)
-for command in (["addr"], ["route"]):
-    print(subprocess.run(["ip", "-json", *command], capture_output=True, text=True, check=True).stdout.strip())
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace")
-def test_a_real_interface() -> None:
-    done = subprocess.run(
-        ["unshare", "--net", "--mount", sys.executable, "-c", IN_NAMESPACE, str(SOURCE)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    addresses, routes = (json.loads(line) for line in done.stdout.splitlines())
-    links = {link["ifname"]: link for link in addresses}
-    assert "UP" in links["lo"]["flags"]
-    assert "UP" in links["test0"]["flags"]
-    assert links["test0"]["mtu"] == 1400
-    found = {(info["local"], info["prefixlen"]) for info in links["test0"]["addr_info"]}
-    assert {("10.87.0.5", 32), ("fd00::5", 128)} <= found
-    assert routes == [
-        {"dst": "default", "gateway": "10.87.0.1", "dev": "test0", "protocol": "static", "flags": ["onlink"]}
-    ]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.agent import command, machine
+from casemate.agent import cgroup, command, machine
 from casemate.agent.cgroup import Cgroup
 from casemate.agent.system import get_id, open_in_root, open_regular, read_text, write_text
 from casemate.protocol import threads
@@ -88,20 +88,57 @@ def test_the_agent_imports_little() -> None:
 def test_cgroup_files(tmp_path: Path) -> None:
     group = Cgroup("one", str(tmp_path))
     assert group.oom_kills() == 0
-    assert group.stats()["memory"] == {"current": None, "max": None, "peak": None, "oom_kills": 0}
+    nothing = dict.fromkeys(("anon", "file", "kernel", "shmem", "pgfault", "pgmajfault", "inactive_file"))
+    empty = group.stats()
+    assert empty["memory"] == {"current": None, "max": None, "peak": None, "oom_kills": 0, "stat": nothing}
+    assert empty["io"] == []
     assert group.pids() == []
     path = tmp_path / "casemate/one"
     (path / "below").mkdir(parents=True)
     (path / "memory.events").write_text("low 0\noom 3\noom_kill 2\noom_group_kill 0\n")
     (path / "memory.current").write_text("4096\n")
     (path / "memory.max").write_text("max\n")
-    (path / "cpu.stat").write_text("usage_usec 30\nuser_usec 10\nsystem_usec 20\nodd\n")
+    (path / "memory.stat").write_text("anon 100\nfile 200\nother 5\nshmem 7\n")
+    (path / "cpu.stat").write_text(
+        "usage_usec 30\nuser_usec 10\nsystem_usec 20\nodd\nnr_periods 5\nnr_throttled 4\nthrottled_usec 3\n"
+    )
+    (path / "io.stat").write_text("254:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n254:0 \nodd line\n")
     (path / "cgroup.procs").write_text("12\n9\n")
     (path / "below/cgroup.procs").write_text("10\n")
     stats = group.stats()
-    assert stats["memory"] == {"current": 4096, "max": None, "peak": None, "oom_kills": 2}
-    assert stats["cpu"] == {"usage_us": 30, "user_us": 10, "system_us": 20}
+    assert stats["memory"]["stat"] == {**nothing, "anon": 100, "file": 200, "shmem": 7}
+    assert {key: value for key, value in stats["memory"].items() if key != "stat"} == {
+        "current": 4096, "max": None, "peak": None, "oom_kills": 2
+    }  # fmt: skip
+    assert stats["cpu"] == {
+        "usage_us": 30, "user_us": 10, "system_us": 20, "nr_periods": 5, "nr_throttled": 4, "throttled_us": 3
+    }  # fmt: skip
+    assert stats["io"] == [
+        {"major": 254, "minor": 16, "rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4},
+        {"major": 254, "minor": 0, "rbytes": 0, "wbytes": 0, "rios": 0, "wios": 0},
+    ]
     assert stats["processes"] == [9, 10, 12]
+
+
+def test_many_processes_of_a_group_are_all_seen(tmp_path: Path) -> None:
+    """The kernel gives a page of them with each read."""
+    path = tmp_path / "casemate/one"
+    path.mkdir(parents=True)
+    (path / "cgroup.procs").write_text("".join(f"{number}\n" for number in range(1, 9000)))
+    assert Cgroup("one", str(tmp_path)).pids() == list(range(1, 8193))
+
+
+def test_capacity_counts_what_containers_have_already(tmp_path: Path) -> None:
+    path = tmp_path / "casemate"
+    path.mkdir()
+    alone = cgroup.capacity(str(tmp_path))
+    assert alone == pytest.approx(machine.memory()["mem_available"] - cgroup.RESERVE, abs=256 << 20)
+    (path / "memory.current").write_text(str(10 << 30))
+    (path / "memory.stat").write_text(f"file {5 << 30}\nshmem {1 << 30}\nslab_reclaimable {2 << 30}\n")
+    (path / "memory.max").write_text("max\n")
+    assert cgroup.capacity(str(tmp_path)) == pytest.approx(alone + (4 << 30), abs=256 << 20)
+    bound = int((path / "memory.max").read_text())
+    assert bound >= 10 << 30, "a bound below what they have would end them"
 
 
 def test_files(tmp_path: Path) -> None:
@@ -129,7 +166,7 @@ def test_open_in_root(tmp_path: Path) -> None:
     os.close(root)
 
 
-@pytest.mark.parametrize("bad", ["", ".", "..", "-x", "a/b", "a b", "ä", "x" * 65, "a\n", 5, None])
+@pytest.mark.parametrize("bad", ["", ".", "..", "-x", "a/b", "a b", "ä", "x" * 129, "a\n", 5, None])
 def test_bad_identifiers(bad: object) -> None:
     with pytest.raises(RequestFailed):
         get_id({"id": bad}, "id")
@@ -145,7 +182,7 @@ def test_figures() -> None:
     figures = machine.memory()
     assert figures["mem_total"] >= figures["mem_available"] > 0
     assert all(
-        entry["name"] != "lo" and entry["rx_bytes"] >= 0 and "tx_packets" in entry for entry in machine.network()
+        entry["name"] != "lo" and entry["rx_bytes"] >= 0 and "tx_packets" in entry for entry in machine.counters()
     )
 
 

@@ -59,6 +59,16 @@ class ModuleTree:
             self._visit(_canonical(name), done, ())
         return done
 
+    def index(self, names: Iterable[str]) -> str:
+        """What the agent reads to find modules: a line for each with its name, what it needs, and its aliases."""
+        lines = []
+        for name in names:
+            data = self.read(name)
+            needs = [other for word in depends(data, name) if (other := _canonical(word)) not in self._builtin]
+            words = [name, ",".join(needs) or "-", *sorted({_canonical(alias) for alias in aliases(data, name)})]
+            lines.append(" ".join(words) + "\n")
+        return "".join(lines)
+
     def _visit(self, name: str, done: list[str], above: tuple[str, ...]) -> None:
         if name in done or name in self._builtin:
             return
@@ -73,11 +83,18 @@ class ModuleTree:
 
 def depends(module: bytes, name: str) -> list[str]:
     """The names in a module's ``depends=`` string."""
+    return [word for text in _information(module, name, b"depends=") for word in text.split(",") if word]
+
+
+def aliases(module: bytes, name: str) -> list[str]:
+    """Other names under which the kernel may ask for a module; none of those that are patterns, which are for devices
+    that a guest does not have."""
+    return [text for text in _information(module, name, b"alias=") if not set(text) & set("*?[ ")]
+
+
+def _information(module: bytes, name: str, key: bytes) -> list[str]:
     info = Elf(module, f"kernel module {name}").section(".modinfo")
-    for line in (info or b"").split(b"\0"):
-        if line.startswith(b"depends="):
-            return [word for word in line[8:].decode().split(",") if word]
-    return []
+    return [line[len(key) :].decode() for line in (info or b"").split(b"\0") if line.startswith(key)]
 
 
 def unsigned(module: bytes) -> bytes:

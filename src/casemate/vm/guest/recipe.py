@@ -66,8 +66,19 @@ DEVICE_MODULES = {
 }
 """Loaded when a virtio device of that number (virtio specification, section 5) is there at the start."""
 
-EXTRA_MODULES = ("overlay", "tun", "veth")
-"""Not loaded; in the root image beside those above for an agent that finds a use for them later."""
+EXTRA_MODULES = (
+    "overlay", "tun", "veth", "bridge", "br_netfilter", "dummy", "loop",
+    # What iptables, in both of its kinds, and nft need for what containers do: filter, rewrite, count connections.
+    "nft_compat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_ct", "nft_limit", "nft_log",
+    "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_fib_inet",
+    "iptable_filter", "iptable_nat", "iptable_mangle", "iptable_raw",
+    "ip6table_filter", "ip6table_nat", "ip6table_mangle", "ip6table_raw",
+    "xt_conntrack", "xt_MASQUERADE", "xt_nat", "xt_addrtype", "xt_comment", "xt_multiport", "xt_state", "xt_tcpudp",
+    "xt_mark", "xt_connmark", "xt_REDIRECT", "xt_LOG", "xt_limit", "ipt_REJECT", "ip6t_REJECT", "xt_owner",
+    "xt_TCPMSS", "xt_CT", "xt_statistic",
+)  # fmt: skip
+"""Not loaded at the start; in the root image for the agent, and for the kernel when a container asks for what they
+bring. Three megabytes on disk, nothing in memory."""
 
 ROOT_SERIAL = "casemate-root"
 """Serial number of the block device with the root image; any other is not touched."""

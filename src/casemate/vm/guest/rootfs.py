@@ -39,6 +39,12 @@ sys.path.insert(0, {home!r})
 from casemate.agent.main import main
 sys.exit(main())
 """
+_MODPROBE = """#!/usr/bin/python3 -ISu
+import sys
+sys.path.insert(0, {home!r})
+from casemate.agent.modules import main
+sys.exit(main(sys.argv))
+"""
 _UUID = "63617365-6d61-7465-0000-000000000001"
 
 # Every .py below the directories becomes a .pyc in its place. The name inside is the one that it has in the guest.
@@ -97,7 +103,7 @@ def stage(unpacked: Path, tree: ModuleTree, into: Path) -> None:
     extra = tree.order(name for name in (*BASE_MODULES, *DEVICE_MODULES.values(), *EXTRA_MODULES) if tree.has(name))
     for name in extra:
         (modules / f"{name}.ko").write_bytes(tree.read(name))
-    (modules / "order").write_text("".join(f"{name}\n" for name in extra))
+    (modules / "index").write_text(tree.index(extra))
 
 
 def image(staged: Path, sources: Sequence[tuple[str, bytes]], work: Path, output: Path) -> None:
@@ -118,6 +124,8 @@ def image(staged: Path, sources: Sequence[tuple[str, bytes]], work: Path, output
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     (home / "agent-init").write_text(_INIT.format(home=AGENT_HOME))
+    (home / "modprobe").write_text(_MODPROBE.format(home=AGENT_HOME))
+    (home / "modprobe").chmod(0o755)
     _compile(root, home, 0)
     _check_imports(root, sources)
     _plain_modes(root)
