@@ -12,14 +12,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
-from pathlib import Path
 
 from casemate.errors import HostError
 from casemate.host import syscalls
 
-Place = Path | str | int
-"""A path, or a descriptor opened with O_PATH (which stays the caller's)."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # pathlib weighs as much as all else here, and short-lived programs and shims do without
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    Place = Path | str | int
+    """A path, or a descriptor opened with O_PATH (which stays the caller's)."""
 
 OPTION_LIMIT = 4095  # mount(2) copies one page, the last byte of which is the terminator
 MAX_COMPONENTS = 256  # of a path in an untrusted tree; PATH_MAX alone would allow 2048 directories to be made
