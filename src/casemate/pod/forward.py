@@ -15,7 +15,8 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from casemate.errors import CasemateError, NetworkError
 from casemate.host import bpf, namespaces
@@ -27,8 +28,21 @@ from casemate.sandbox import PodSandbox, Stream
 MAX_CONNECTIONS = 64
 """Under way at once; more wait in the kernel's queue."""
 REST_MS = 1000
+CRI = frozenset(("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"))
+"""Annotations by which containerd and CRI-O are known."""
 _BACKLOG = 128
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+
+def wanted(spec: Mapping[str, Any]) -> bool:
+    """Whether a container's engine may come for its loopback: a CRI engine, which gives the namespace by its path.
+
+    Arguments:
+        spec: of the sandbox's first container.
+    """
+    spaces = (spec.get("linux") or {}).get("namespaces") or ()
+    given = any(entry.get("type") == "network" and entry.get("path") for entry in spaces)
+    return given and not CRI.isdisjoint(spec.get("annotations") or ())
 
 
 class Forward:

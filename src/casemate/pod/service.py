@@ -859,11 +859,11 @@ def log(text: str) -> None:
 
 def helpers(sandbox: PodSandbox, netns: int, spec: dict[str, Any]) -> list[Any]:
     """The services beside a sandbox: names from the engine's resolver, connections to its loopback."""
-    from casemate.pod.forward import Forward
+    from casemate.pod import forward
     from casemate.pod.resolver import Resolver
 
     addresses = nameservers(spec)
-    found: list[Any] = [Forward(sandbox, netns)]
+    found: list[Any] = [forward.Forward(sandbox, netns)] if forward.wanted(spec) else []
     if addresses:
         found.append(Resolver(sandbox, netns, addresses))
     return found
