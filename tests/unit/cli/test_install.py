@@ -408,9 +408,24 @@ def test_a_drop_in_that_was_added_to_is_not_removed(machine: Machine, capsys: Ca
 def test_what_containerd_reads(text: str, table: str) -> None:
     made = tomllib.loads(containerd.edit(text, Path("f"), PROGRAMS))
     runtimes = made["plugins"][table]["containerd"]["runtimes"]
-    assert runtimes == {"casemate": {"runtime_type": "io.containerd.casemate.v2"}}
+    # containerd's own default is gone as soon as a file names any runtime.
+    assert runtimes == {
+        "runc": {"runtime_type": "io.containerd.runc.v2"}, "casemate": {"runtime_type": "io.containerd.casemate.v2"}
+    }  # fmt: skip
     if text == DEBIAN:
         assert made["plugins"][table]["cni"] == {"bin_dir": "/usr/lib/cni", "conf_dir": "/etc/cni/net.d"}
+
+
+def test_runtimes_that_are_there_are_left_as_they_are() -> None:
+    text = f"version = 2\n[{V2}.containerd.runtimes.kata]\nruntime_type = 'io.containerd.kata.v2'\n"
+    made = tomllib.loads(containerd.edit(text, Path("f"), PROGRAMS))
+    assert set(made["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]) == {"kata", "casemate"}
+
+
+def test_what_was_added_to_our_runtimes_is_not_left_without_them() -> None:
+    made = containerd.edit("", Path("f"), PROGRAMS) + f"[{V2}.containerd.runtimes.runc.options]\nSystemdCgroup = true\n"
+    with pytest.raises(ConfigError, match="more about the runtime runc than casemate wrote"):
+        containerd.erase(made, Path("f"))
 
 
 def test_a_runtime_that_is_configured_by_hand_is_enough() -> None:
@@ -430,7 +445,12 @@ def test_the_file_whose_table_counts_is_the_one_that_is_changed(machine: Machine
     machine.run("containerd")
     assert tomllib.loads((drop_ins / "a.toml").read_text())["plugins"]["io.containerd.grpc.v1.cri"] == {
         "registry": {"config_path": "/x"},
-        "containerd": {"runtimes": {"casemate": {"runtime_type": "io.containerd.casemate.v2"}}},
+        "containerd": {
+            "runtimes": {
+                "runc": {"runtime_type": "io.containerd.runc.v2"},
+                "casemate": {"runtime_type": "io.containerd.casemate.v2"},
+            }
+        },
     }
     assert main(["install", "containerd", "--undo"]) == 0
     after = snapshot(machine.home)

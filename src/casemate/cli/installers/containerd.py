@@ -2,7 +2,8 @@
 
 The block is appended to the file, between two marks. A file of its own under ``imports`` would lose settings:
 containerd 1.x replaces a plugin's whole table by that of the imported file. For the same reason, where an imported
-file has that table, the block has to go into the imported file.
+file has that table, the block has to go into the imported file. And where a file names no runtime, containerd has one
+by default, runc, but only then: so the block names that one as well.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ NEXT = (
 )
 NEXT_UNDONE = ("sudo systemctl restart containerd    (containers go on running)",)
 RUNTIME_TYPE = "io.containerd.casemate.v2"
+DEFAULT_TYPE = "io.containerd.runc.v2"
+"""Of the runtime "runc", which containerd has where a file names none."""
 TABLES = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 """The CRI plugin's name by the version of the file."""
 MAX_FILES = 256
@@ -39,29 +42,30 @@ def edit(text: str | None, path: Path, programs: dict[str, Path]) -> str:
         ConfigError: it is damaged, of an unknown version, or has another runtime of our name.
     """
     if text is None or not text.strip():
-        return "version = 2\n" + _block(2, "")
+        return "version = 2\n" + _block(2, "", first=True)
     value = _read(text, path)
     version = _version(value, path)
-    found = _runtime(value, version)
+    found = _runtimes(value, version).get("casemate")
     if found is not None:
-        if found.get("runtime_type") == RUNTIME_TYPE:
+        kind = found.get("runtime_type") if isinstance(found, dict) else None
+        if kind == RUNTIME_TYPE:
             return text
-        raise ConfigError(
-            f"{path} has a runtime casemate of the type {str(found.get('runtime_type'))[:80]!r}", "remove it first"
-        )
-    made = text + _block(version, text)
+        raise ConfigError(f"{path} has a runtime casemate of the type {str(kind)[:80]!r}", "remove it first")
+    first = not _runtimes(value, version)
+    made = text + _block(version, text, first=first)
     expected = copy.deepcopy(value)
-    node = expected
+    node: Any = expected
     for key in _keys(version):
         node = node.setdefault(key, {}) if isinstance(node, dict) else {}
-    node["runtime_type"] = RUNTIME_TYPE
+    node["casemate"] = {"runtime_type": RUNTIME_TYPE}
+    if first:
+        node["runc"] = {"runtime_type": DEFAULT_TYPE}
     try:
         sound = tomllib.loads(made) == expected
     except tomllib.TOMLDecodeError:
         sound = False
     if not sound:
-        name = ".".join(_quoted(version))
-        raise ConfigError(f"{path} has a form that casemate cannot add to", f"add [{name}] by hand")
+        raise ConfigError(f"{path} has a form that casemate cannot add to", f"add [{_table(version)}] by hand")
     return made
 
 
@@ -77,13 +81,15 @@ def erase(text: str, path: Path) -> str:
         return text
     if end < begin or text.count(BEGIN) > 1 or text.count(END) > 1:
         raise ConfigError(f"{path} is damaged: casemate's marks do not match", "remove the runtime casemate by hand")
-    node: Any = value
-    for key in _keys(_version(value, path))[:-2]:
-        node = node.get(key, {}) if isinstance(node, dict) else {}
-    if isinstance(node, dict) and node.get("default_runtime_name") == "casemate":
+    version = _version(value, path)
+    if _at(value, _keys(version)[:-1]).get("default_runtime_name") == "casemate":
         raise ConfigError(f"{path} names casemate as its default_runtime_name", "choose another default first")
     before = text[:begin].removesuffix("\n") if text[:begin].endswith("\n\n") else text[:begin]
-    return before + text[end + len(END) :]
+    left = before + text[end + len(END) :]
+    for name, runtime in _runtimes(_read(left, path), version).items():
+        if name in ("runc", "casemate") and not (isinstance(runtime, dict) and runtime.get("runtime_type")):
+            raise ConfigError(f"{path} has more about the runtime {name} than casemate wrote", "take it out by hand")
+    return left
 
 
 def place(path: Path) -> Path:
@@ -130,21 +136,29 @@ def _version(value: dict[str, Any], path: Path) -> int:
 
 
 def _keys(version: int) -> list[str]:
-    return ["plugins", TABLES[version], "containerd", "runtimes", "casemate"]
+    return ["plugins", TABLES[version], "containerd", "runtimes"]
 
 
-def _quoted(version: int) -> list[str]:
-    return [f'"{key}"' if "." in key else key for key in _keys(version)]
+def _table(version: int, name: str = "casemate") -> str:
+    return ".".join([*(f'"{key}"' if "." in key else key for key in _keys(version)), name])
 
 
-def _runtime(value: Any, version: int) -> dict[str, Any] | None:
-    for key in _keys(version):
+def _at(value: Any, keys: list[str]) -> dict[str, Any]:
+    for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
 
 
-def _block(version: int, before: str) -> str:
-    """What is appended; an empty line parts it from what comes before."""
+def _runtimes(value: dict[str, Any], version: int) -> dict[str, Any]:
+    return _at(value, _keys(version))
+
+
+def _block(version: int, before: str, *, first: bool) -> str:
+    """What is appended; an empty line parts it from what comes before.
+
+    Arguments:
+        first: there are no runtimes yet.
+    """
     gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
-    name = ".".join(_quoted(version))
-    return f'{gap}{BEGIN}[{name}]\n  runtime_type = "{RUNTIME_TYPE}"\n{END}'
+    default = f'[{_table(version, "runc")}]\n  runtime_type = "{DEFAULT_TYPE}"\n' if first else ""
+    return f'{gap}{BEGIN}{default}[{_table(version)}]\n  runtime_type = "{RUNTIME_TYPE}"\n{END}'
