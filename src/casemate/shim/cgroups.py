@@ -6,9 +6,8 @@ Sources: the kernel's Documentation/admin-guide/cgroup-v1/ and cgroup-v2.rst; ``
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from casemate.host.cgroups import hierarchies
+from casemate.host.mounts import unescape
 from casemate.shim import metrics, status
 from casemate.shim.messages import any_of
 
@@ -20,29 +19,35 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _V1_NAMES = {"pgpgin": "pg_pg_in", "pgpgout": "pg_pg_out", "pgfault": "pg_fault", "pgmajfault": "pg_maj_fault"}
 
 
-def unified() -> bool:
-    """Whether the host has version 2 alone, so that clients expect its message."""
-    return all(tree.unified for tree in hierarchies())
+def trees() -> list[tuple[str, list[str]]]:
+    """Where control groups are mounted, and for which controllers; version 2's is ``unified``.
+
+    As :func:`casemate.host.cgroups.hierarchies`, whose classes the shim can do without.
+    """
+    found = []
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            front, _, back = line.partition(b" - ")
+            kind, _, rest = back.decode(errors="replace").partition(" ")
+            if kind in ("cgroup", "cgroup2"):
+                controllers = ["unified"] if kind == "cgroup2" else rest.split()[-1].split(",")
+                found.append((unescape(front.split(b" ")[4]), controllers))
+    return found
 
 
 def find(pid: int) -> dict[str, str]:
     """Directories of a process's groups by controller; version 2's is ``unified``. Empty when it is gone."""
     found: dict[str, str] = {}
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return found
     places = {}
-    for line in lines:
+    for line in _read(f"/proc/{pid}", "cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for controller in controllers.split(","):
-            places[controller] = path.lstrip("/")
-    for tree in hierarchies():
-        names = {""} if tree.unified else tree.controllers
-        for name in names:
+            places[controller or "unified"] = path
+    for mount, controllers_there in trees():
+        for name in controllers_there:
             if name in places:
-                found[name or "unified"] = str(tree.mount / places[name])
+                found.setdefault(name, mount + places[name])
     return found
 
 

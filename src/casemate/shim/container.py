@@ -11,6 +11,7 @@ import time
 from casemate.shim import messages, rootfs, status
 from casemate.shim import options as runtime_options
 from casemate.shim.loop import Future
+from casemate.shim.pods import Keeper, KeeperGone, KeeperRefused
 from casemate.shim.process import Process
 from casemate.shim.runtime import Runtime, RuntimeFailed
 from casemate.shim.stdio import ConsoleSocket, Names, Streams
@@ -53,6 +54,9 @@ class Container:
         self.pausing = False
         self.cgroups: dict[str, str] = {}
         """Controller to the directory of its control group on the host; ``unified`` is version 2."""
+        self.keeper: Keeper | None = None
+        """Of the pod that it is in, where it is a virtual machine."""
+        self.oom_told = False
 
     # --- making ---
 
@@ -187,7 +191,7 @@ class Container:
         if process.streams is not None:
             process.streams.process_ended()
         if process is self.init:
-            yield from self._shim.before_exit(self)
+            self._shim.before_exit(self)
         exit_event = {"container_id": self.id, "id": process.exec_id or self.id, "pid": process.pid}
         self._shim.publish(messages.TASK_EXIT, {**exit_event, **process.exited()})
         process.ended.set()
@@ -245,7 +249,6 @@ class Container:
                 raise status.StatusError(status.UNKNOWN, f"OCI runtime start failed: {error.said}") from None
             process.status = messages.RUNNING
             self._shim.publish(messages.TASK_START, {"container_id": self.id, "pid": process.pid})
-            self._shim.started(self)
             self.published(process)
         finally:
             process.lock.give()
@@ -366,7 +369,8 @@ class Container:
 
     def _simple(self, verb: str) -> Steps[None]:
         try:
-            yield from self.runtime.run([verb, self.id])
+            if not (yield from self._keeper_did(verb)):
+                yield from self.runtime.run([verb, self.id])
         except RuntimeFailed as error:
             raise status.StatusError(status.UNKNOWN, f"OCI runtime {verb} failed: {error.said}") from None
 
@@ -389,19 +393,60 @@ class Container:
                 raise status.failure(status.FAILED_PRECONDITION, "process not created")
             if process.exited_at:
                 raise status.failure(status.NOT_FOUND, "process already finished")
-            yield from self._shim.signal(self, process, signum)
+            yield from self._kill_added(process, signum)
             return
         if process.status == messages.STOPPED and not everyone:
             raise status.failure(status.NOT_FOUND, "process already finished")
         arguments = ["kill", "--all"] if everyone else ["kill"]
         try:
-            yield from self.runtime.run([*arguments, self.id, str(signum)])
+            if signum == 0 or not (yield from self._keeper_did("kill", exec=None, signal=signum, all=everyone)):
+                yield from self.runtime.run([*arguments, self.id, str(signum)])
         except RuntimeFailed as error:
             raise status.kill_error(error.said) from None
+
+    def _kill_added(self, process: Process, signum: int) -> Steps[None]:
+        """Send a signal to an added process. Where it is a stand-in, the keeper is told, which knows it by its number:
+        a stand-in cannot hand on what it cannot catch."""
+        if self.keeper is not None:
+            with contextlib.suppress(KeeperGone, KeeperRefused):
+                known = (yield from self.keeper.ask("pids", id=self.id)).get("execs")
+                for name, pid in known.items() if isinstance(known, dict) else ():
+                    if pid == process.pid:
+                        yield from self.keeper.ask("kill", id=self.id, exec=name, signal=signum, all=False)
+                        return
+        if process.exited_at:  # meanwhile
+            raise status.failure(status.NOT_FOUND, "process already finished")
+        try:
+            os.kill(process.pid, signum)
+        except ProcessLookupError:
+            raise status.failure(status.NOT_FOUND, "process already finished") from None
+        except (OSError, OverflowError) as error:
+            raise status.StatusError(status.UNKNOWN, f"exec kill error: {error}") from None
+
+    def _keeper_did(self, op: str, **arguments: Any) -> Steps[bool]:
+        """Have the keeper do something; False where there is none, and the command line is to be tried.
+
+        Raises:
+            RuntimeFailed: it refused.
+        """
+        if self.keeper is None:
+            return False
+        try:
+            yield from self.keeper.ask(op, id=self.id, **arguments)
+        except KeeperGone:
+            return False
+        except KeeperRefused as error:
+            raise RuntimeFailed(str(error), 1) from None
+        return True
 
     def pids(self) -> Steps[list[int]]:
         """The numbers of all processes in the container."""
         try:
+            if self.keeper is not None:
+                with contextlib.suppress(KeeperGone, KeeperRefused):
+                    answer = yield from self.keeper.ask("pids", id=self.id)
+                    known = [answer.get("pid"), *(answer.get("execs") or {}).values()]
+                    return [pid for pid in known if type(pid) is int and 0 < pid < 1 << 32]
             output = yield from self.runtime.run(["ps", "--format", "json", self.id])
             found = json.loads(output)
             return [pid for pid in found or [] if type(pid) is int and 0 <= pid < 1 << 32]

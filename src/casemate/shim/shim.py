@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 
-from casemate.shim import messages, status, wire
+from casemate.shim import messages, pods, status, wire
 from casemate.shim.children import Children
 from casemate.shim.container import Container
 from casemate.shim.events import Publisher
 from casemate.shim.fifos import Arrivals
 from casemate.shim.loop import Future, Loop
-from casemate.shim.process import Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +56,7 @@ class Shim:
         self.ended = Future()
         self._publisher = publisher
         self._writing: list[Future] = []
+        self._keepers: dict[str, pods.Keeper] = {}
 
     # --- containers ---
 
@@ -78,15 +77,31 @@ class Shim:
 
     def created(self, container: Container) -> None:
         """A container is there, and its creation has been told."""
+        pod = pods.record(container.runtime.root, container.id).get("pod")
+        if isinstance(pod, str) and pod:
+            path = pods.control_socket(pod)
+            container.keeper = self._keepers.get(path)
+            if container.keeper is None:
+                container.keeper = self._keepers[path] = pods.Keeper(self.loop, path)
+                container.keeper.follow(self._pod_event)
+            return
         from casemate.shim import cgroups
 
         container.cgroups = cgroups.find(container.init.pid)
 
-    def started(self, container: Container) -> None:
-        """A container runs."""
-
     def deleted(self, container: Container) -> None:
         """A container is gone."""
+        keeper = container.keeper
+        if keeper is not None and not any(one.keeper is keeper for one in self.containers.values()):
+            self._keepers.pop(keeper.path, None)
+            keeper.close()
+
+    def _pod_event(self, event: dict[str, Any]) -> None:
+        """Something happened in a pod. Ends are told by the stand-ins; kills for want of memory only here."""
+        container = self.containers.get(str(event.get("id"))) if event.get("event") == "oom" else None
+        if container is not None and container.init.status != messages.STOPPED:
+            container.oom_told = True
+            self.publish(messages.TASK_OOM, {"container_id": container.id})
 
     def stats(self, container: Container) -> Steps[dict[str, Any]]:
         """What a container uses, as an Any.
@@ -94,30 +109,23 @@ class Shim:
         Raises:
             StatusError: nobody can tell.
         """
+        if container.keeper is not None:
+            return (yield from pods.stats(container.keeper, container.id))
         from casemate.shim import cgroups
 
         return cgroups.stats(container.cgroups)
-        yield
 
-    def before_exit(self, container: Container) -> Steps[None]:
+    def before_exit(self, container: Container) -> None:
         """What is to be told before a container's end."""
-        from casemate.shim import cgroups
+        if container.keeper is not None:
+            found = pods.record(container.runtime.root, container.id)
+            killed = not container.oom_told and found.get("oom_killed") is True
+        else:
+            from casemate.shim import cgroups
 
-        if cgroups.killed_for_memory(container.cgroups):
+            killed = cgroups.killed_for_memory(container.cgroups)
+        if killed:
             self.publish(messages.TASK_OOM, {"container_id": container.id})
-        return
-        yield
-
-    def signal(self, container: Container, process: Process, signum: int) -> Steps[None]:
-        """Send a signal to an added process."""
-        try:
-            os.kill(process.pid, signum)
-        except ProcessLookupError:
-            raise status.failure(status.NOT_FOUND, "process already finished") from None
-        except (OSError, ValueError) as error:
-            raise status.StatusError(status.UNKNOWN, f"exec kill error: {error}") from None
-        return
-        yield
 
     def run_helper(self, command: Sequence[str]) -> Steps[None]:
         """Run a program to its end.

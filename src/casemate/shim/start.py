@@ -135,12 +135,13 @@ def _settle(pid: int, shim_cgroup: str) -> None:
     """Put the serving process where it belongs: its control group, and killed for memory before containerd is."""
     try:
         if shim_cgroup:
-            from casemate.host.cgroups import hierarchies
+            from casemate.shim.cgroups import trees
 
-            for tree in hierarchies():
-                directory = tree.mount / shim_cgroup.lstrip("/")
-                if directory.is_dir():
-                    (directory / "cgroup.procs").write_text(str(pid))
+            for mount, _ in trees():
+                directory = os.path.join(mount, shim_cgroup.lstrip("/"))
+                if os.path.isdir(directory):
+                    with open(os.path.join(directory, "cgroup.procs"), "w") as file:
+                        file.write(str(pid))
         with open(f"/proc/{os.getppid()}/oom_score_adj") as file:
             score = int(file.read())
         with open(f"/proc/{pid}/oom_score_adj", "w") as file:
