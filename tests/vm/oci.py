@@ -24,7 +24,7 @@ PROGRAM = Path(sys.executable).parent / "casemate-runtime"
 BUSYBOX = Path("/bin/busybox")
 PATIENCE = 120.0
 """Seconds that anything may take which has to happen."""
-DETACHED = ("create", "run", "exec")
+_numbers = itertools.count(1)
 
 
 class Bundle:
@@ -156,10 +156,9 @@ class Runtime:
         self.kind = kind
         self.env = env
         self.directory = directory
-        self.root = env.run / ("runtime" if kind == "casemate" else "runc")
+        self.root = env.run / f"{kind}-{next(_numbers)}"
         self.log = directory / "log.json"
         self.containers: list[Container] = []
-        self._number = 0
 
     @property
     def name(self) -> str:
@@ -210,13 +209,11 @@ class Runtime:
 
     def bundle(self, *words: str) -> Bundle:
         """A new bundle."""
-        self._number += 1
-        return Bundle(self.directory / f"b{self._number}", *words)
+        return Bundle(self.directory / f"b{next(_numbers)}", *words)
 
     def new_id(self) -> str:
         """An id that no other container on this machine has: it names a control group."""
-        self._number += 1
-        return f"{self.env.base.name}-{self.kind}-{self._number}"
+        return f"{self.env.base.name}-{self.kind}-{next(_numbers)}"
 
     def create(
         self,
@@ -246,8 +243,7 @@ class Runtime:
         globals: tuple[str, ...] = (),
     ) -> Container:
         """Run a command that leaves a process behind, under a monitor: ``before``, ``--pid-file``, ``after``."""
-        self._number += 1
-        directory = self.directory / f"m{self._number}"
+        directory = self.directory / f"m{next(_numbers)}"
         directory.mkdir()
         pid_file = str(directory / "pid")
         reader, writer = os.pipe()

@@ -42,7 +42,7 @@ def test_from_create_to_delete(either: Runtime) -> None:
 def test_what_each_state_allows(either: Runtime) -> None:
     container = either.create(either.bundle())
     id, name = container.id, either.name
-    assert "already" in either.fails("create", "--bundle", str(either.directory / "b1"), id)
+    assert "already" in either.fails("create", "--bundle", either.bundle().write(), id)
     assert either.last_error() == f"{name} create failed: container with given ID already exists"
     assert either.fails("resume", id) == "container not paused"
     container.start()

@@ -168,7 +168,12 @@ class _Maker:
         if joined is None:
             pod = store.create_pod()
             record = replace(record, pod=pod.id)
-        record = store.create_record(record, spec)
+        try:
+            record = store.create_record(record, spec)
+        except BaseException:
+            if joined is None:
+                pod.discard()
+            raise
         try:
             if joined is None:
                 self._connection = launch(store, pod)
