@@ -26,6 +26,7 @@ def remove(store: PodStore, id: str, *, force: bool) -> None:
         record = store.get(id)
     except NoSuchContainer:
         if force:
+            store.sweep()
             return
         raise
     except StateError:
@@ -45,15 +46,16 @@ def remove(store: PodStore, id: str, *, force: bool) -> None:
         with pod.free(patience) as free:
             if free:
                 _finish(store, record, pod)
-                return
+                break
         if time.monotonic() > began + REMOVE_SECONDS:
             raise HostError(f"the keeper of container {id} does not let it go", "see its keeper.log")
         if force and time.monotonic() > began + FORCE_SECONDS:
             reap.end_keeper(pod)
         elif _ask(store, pod, id, force):
             _finish(store, record, None)
-            return
+            break
         patience = 1.0
+    store.sweep()  # whoever was cut short may not have come back
 
 
 def _ask(store: PodStore, pod: Pod, id: str, force: bool) -> bool:

@@ -98,6 +98,13 @@ class Pod:
         with self.free() as free:
             return not free
 
+    def discard(self) -> None:
+        """Take back a sandbox that this process has made and that has no keeper yet."""
+        self.delete_files()
+        if self.lock_fd is not None:
+            os.close(self.lock_fd)
+            self.lock_fd = None
+
     def delete_files(self) -> None:
         """Remove the directory; only for who holds the lock, or found none."""
         _remove(self.path, self.path.parent)

@@ -345,6 +345,15 @@ def test_what_was_cut_short_is_swept(store: PodStore, gone: tuple[int, int]) -> 
     end(held)
 
 
+def test_a_removal_sweeps_too(store: PodStore) -> None:
+    orphan, taken_back = store.create_pod(), store.create_pod()
+    end(orphan)
+    taken_back.discard()
+    assert os.listdir(store.pods_path) == [orphan.id]
+    store.remove("nobody", force=True)
+    assert os.listdir(store.pods_path) == []
+
+
 def test_trees_are_never_walked_into(store: PodStore) -> None:
     """A volume that is still mounted, against all expectation, keeps what it holds."""
     pod, _ = made(store, "running")
