@@ -215,6 +215,14 @@ PROCESS = table(
         "apparmorProfile": _word,
         "selinuxLabel": _word,
         "oomScoreAdj": integer(-1000, 1000),
+        "ioPriority": table({"class": text(64), "priority": integer(0, 7)}, ("class",)),
+        "scheduler": table(
+            {
+                "policy": text(64), "nice": integer(-20, 19), "priority": integer(0, 99),
+                "flags": array(text(64), 16), "runtime": _u64, "deadline": _u64, "period": _u64,
+            },
+            ("policy",),
+        ),
     },
     ("args", "cwd"),
 )  # fmt: skip

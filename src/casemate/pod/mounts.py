@@ -3,6 +3,8 @@
 A bind mount is one entry in the sandbox's second file server. Kernel file systems and tmpfs are the guest's. Anything
 that needs a device or a server of the host is refused. Shared propagation becomes slave: mounts of the host appear in
 the container, never the other way round.
+
+A memory file system that engines make on the host for /dev/shm becomes one in the guest.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ MAX_VOLUMES = 256
 KERNEL_TYPES = frozenset(words("proc sysfs devpts mqueue tmpfs ramfs binfmt_misc bpf debugfs tracefs securityfs"))
 CGROUP_TYPES = ("cgroup", "cgroup2")
 GROUPS = "/sys/fs/cgroup"
+SHM = "/dev/shm"
 PROPAGATION = {
     "private": "private", "rprivate": "rprivate", "slave": "slave", "rslave": "rslave",
     "shared": "slave", "rshared": "rslave", "unbindable": "unbindable", "runbindable": "runbindable",
@@ -31,6 +34,7 @@ PROPAGATION = {
 
 Peers = Callable[[str, tuple[int, int]], "str | None"]
 Look = Callable[[str], os.stat_result]
+MemoryOf = Callable[[str], "int | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Work:
     id: str
     peers: Peers
     look: Look
+    memory_of: MemoryOf
     warnings: list[str] = field(default_factory=list)
     volumes: list[VolumePlan] = field(default_factory=list)
 
@@ -77,7 +82,9 @@ def translate(mount: dict[str, Any], work: Work) -> dict[str, Any] | None:
         raise Unsupported(f"the mount on {destination[:200]} cannot have its own id mappings", "leave out idmap")
     if bundle.is_bind(mount):
         made = _bind(mount, work)
-        return _own_groups(mount, work) if _is_groups(mount["source"]) and _is_groups(destination) else made
+        if _is_groups(mount["source"]) and _is_groups(destination):
+            return _own_groups(mount, work)
+        return _shared_memory(mount, work) or made
     kind = mount.get("type") or ""
     options = list(mount.get("options", ()))
     if kind in CGROUP_TYPES:
@@ -110,6 +117,46 @@ def _own_groups(mount: dict[str, Any], work: Work) -> dict[str, Any] | None:
         return _groups(destination, mount.get("options", []))
     work.warnings.append(f"the mount on {destination} is left out: the container has control groups of its own")
     return None
+
+
+def _shared_memory(mount: dict[str, Any], work: Work) -> dict[str, Any] | None:
+    """The /dev/shm that an engine has made for containers to share: one in the guest's memory stands for it, the same
+    one for all containers that have it. Anything else at that place is a volume like others.
+
+    It is known by its name (Docker, Podman, containerd and CRI-O all call theirs ``shm``), by being a memory file
+    system of its own, and by being in a place of its own: the host's /dev/shm is somebody's data.
+    """
+    source = os.path.normpath(mount["source"])
+    if os.path.normpath(mount["destination"]) != SHM or os.path.basename(source) != "shm" or source == SHM:
+        return None
+    size = work.memory_of(source)
+    if size is None:
+        return None
+    found = work.look(source)
+    kept = [option for option in mount.get("options", ()) if option in MOUNT_FLAGS or option in PROPAGATION]
+    return {
+        "destination": SHM, "type": "shared-memory", "source": f"shm-{found.st_dev:x}-{found.st_ino:x}",
+        "options": [*_propagated(kept), f"size={size}"],
+    }  # fmt: skip
+
+
+def memory_of(path: str) -> int | None:
+    """The size in bytes of an empty tmpfs that is mounted at a path; None for anything else."""
+    from casemate.host.mounts import unescape
+
+    kind = b""
+    with open("/proc/self/mountinfo", "rb") as file:  # proc(5)
+        for line in file:
+            fields = line.split(b" ")
+            if unescape(fields[4]) == path:
+                kind = fields[fields.index(b"-", 6) + 1]
+    try:
+        if kind != b"tmpfs" or os.listdir(path):
+            return None
+        figures = os.statvfs(path)
+    except OSError:
+        return None
+    return figures.f_blocks * figures.f_frsize
 
 
 def _for_host_only(option: str) -> bool:

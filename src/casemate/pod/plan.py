@@ -24,7 +24,7 @@ from casemate.oci.spec import CAPABILITIES
 from casemate.pod import devices, mounts
 from casemate.pod import resources as bounds
 from casemate.pod.devices import DiskPlan
-from casemate.pod.mounts import PROPAGATION, Look, Peers, VolumePlan, Work
+from casemate.pod.mounts import PROPAGATION, Look, MemoryOf, Peers, VolumePlan, Work
 from casemate.protocol import wire
 
 __all__ = ["DiskPlan", "Look", "Peers", "Plan", "VolumePlan", "guest_process", "plan", "resources"]
@@ -81,7 +81,9 @@ class Plan:
     """What is not done as it was asked, a line each, for the log."""
 
 
-def plan(spec: dict[str, Any], id: str, peers: Peers, look: Look = os.stat) -> Plan:
+def plan(
+    spec: dict[str, Any], id: str, peers: Peers, look: Look = os.stat, memory_of: MemoryOf = mounts.memory_of
+) -> Plan:
     """Work out what a container is in the guest.
 
     Arguments:
@@ -90,12 +92,13 @@ def plan(spec: dict[str, Any], id: str, peers: Peers, look: Look = os.stat) -> P
         peers: which container of the sandbox that it joins has a namespace, by the type of the specification and the
             (device, inode) of the namespace; None where it is no one's.
         look: stat(2), following links.
+        memory_of: whether a directory is a memory file system by itself, and how large.
 
     Raises:
         Unsupported: it asks for what cannot be had; the hint says why or what instead.
         BadBundle: what it names is not there, or it is too large for a message to the guest.
     """
-    work = Work(id, peers, look)
+    work = Work(id, peers, look, memory_of)
     linux = spec["linux"]
     namespaces = _namespaces(linux.get("namespaces", []), work)
     nodes, rules, disks = devices.translate(linux, work.warnings)
@@ -114,9 +117,6 @@ def plan(spec: dict[str, Any], id: str, peers: Peers, look: Look = os.stat) -> P
     sysctl = _sysctl(linux.get("sysctl", {}))
     if sysctl:
         guest_linux["sysctl"] = sysctl
-        if any(name.startswith("net.") for name in sysctl):
-            # crun only sets these in a network namespace that the specification names; this is the guest's own.
-            namespaces.append({"type": "network", "path": "/proc/1/ns/net"})
     _refuse(linux, work.warnings)
     guest: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
@@ -245,7 +245,9 @@ def _namespace(kind: str, paths: dict[str, str], work: Work) -> dict[str, Any]:
 def _process(process: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
     _ignore_profile(process.get("apparmorProfile", ""), warnings)
     _ignore_label(process.get("selinuxLabel", ""), "process.selinuxLabel", warnings)
-    known = ("terminal", "consoleSize", "args", "env", "cwd", "noNewPrivileges", "oomScoreAdj")
+    known = (
+        "terminal", "consoleSize", "args", "env", "cwd", "noNewPrivileges", "oomScoreAdj", "ioPriority", "scheduler"
+    )  # fmt: skip
     made = {key: process[key] for key in known if key in process}
     user = process.get("user", {})
     made["user"] = {key: user[key] for key in ("uid", "gid", "umask", "additionalGids") if key in user}

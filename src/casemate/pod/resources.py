@@ -1,7 +1,7 @@
 """A container's resources, from an engine's specification to what the guest's kernel divides.
 
-Memory, processor time and processes go along. What is the host's to divide (processor numbers, block input and output,
-swap) is left to the host's control group.
+Memory, processors, processes, and input and output of disks go along; the agent bounds them by what the guest has. Swap
+is left to the host's control group, for the guest has none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any
 from casemate.errors import BadBundle, Unsupported
 
 CPU_PERIOD_US = 100_000
+BLOCK_IO = ("weight", "weightDevice", *(
+    f"throttle{way}{what}Device" for way in ("Read", "Write") for what in ("Bps", "IOPS")
+))  # fmt: skip
 UNIFIED = re.compile(r"cpu\.(weight|weight\.nice|max|max\.burst|idle)|memory\.(low|min|high|oom\.group)")
 """Files of control groups that a specification may set in the guest; the others are the agent's or of no use there."""
 
@@ -41,6 +44,9 @@ def translate(given: dict[str, Any], warnings: list[str], *, creating: bool) -> 
     if given.get("memory", {}).get("disableOOMKiller"):
         warnings.append("disableOOMKiller is ignored: control groups of version 2 cannot")
     cpu = _chosen(given.get("cpu", {}), ("shares", "quota", "period"), False)
+    if given.get("cpu", {}).get("cpus"):
+        _count(given["cpu"]["cpus"])
+        cpu["cpus"] = "".join(given["cpu"]["cpus"].split())
     if cpu:
         made["cpu"] = cpu
     if given.get("cpu", {}).get("realtimeRuntime"):
@@ -48,6 +54,9 @@ def translate(given: dict[str, Any], warnings: list[str], *, creating: bool) -> 
     pids = _chosen(given.get("pids", {}), ("limit",), creating)
     if pids:
         made["pids"] = pids
+    block = {key: value for key, value in given.get("blockIO", {}).items() if key in BLOCK_IO and value}
+    if block:
+        made["blockIO"] = block
     unified = given.get("unified", {})
     if unified:
         kept = {name: value for name, value in unified.items() if UNIFIED.fullmatch(name)}

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from casemate.errors import BadBundle, CasemateError, Unsupported
 from casemate.oci import bundle
 from casemate.pod import devices
+from casemate.pod.mounts import memory_of
 from casemate.pod.plan import DiskPlan, Plan, VolumePlan, guest_process, plan, resources
 from casemate.protocol import wire
 from tests.unit.oci import specs
@@ -24,6 +25,7 @@ MODES = {"/sock": stat.S_IFSOCK, "/fifo": stat.S_IFIFO, "/block": stat.S_IFBLK, 
 NAMESPACES = {"/proc/self/ns/net": 1, "/proc/self/ns/pid": 2, "/proc/self/ns/ipc": 3, "/proc/self/ns/uts": 4,
               "/run/netns/host": 1, "/proc/1/ns/pid": 2, "/run/netns/box": 10, "/proc/77/ns/ipc": 30,
               "/proc/77/ns/pid": 20, "/proc/77/ns/uts": 40, "/proc/99/ns/ipc": 31}  # fmt: skip
+MEMORY = {"/run/box/shm": 65536 * 1024, "/dev/shm": 1 << 30, "/run/box/other": 4096}
 PEERS = {("ipc", (0, 30)): "infra", ("pid", (0, 20)): "infra", ("uts", (0, 40)): "infra"}
 
 
@@ -43,7 +45,7 @@ def planned(spec: dict[str, Any], **changes: Any) -> Plan:
     spec = {**spec, "linux": {**spec["linux"], **changes}}
     bundle.check(spec)
     before = copy.deepcopy(spec)
-    made = plan(spec, "box", peers, look)
+    made = plan(spec, "box", peers, look, MEMORY.get)
     assert spec == before
     return made
 
@@ -99,19 +101,19 @@ def test_the_guests_part_is_kept_within_a_message() -> None:
 
 
 def test_the_guest_has_namespaces_of_its_own_and_the_sandboxs_network() -> None:
-    made = docker(namespaces=namespaces(network="/run/netns/box", cgroup="/proc/1/ns/cgroup"), sysctl={})
+    made = docker(namespaces=namespaces(network="/run/netns/box", cgroup="/proc/1/ns/cgroup"))
     assert made.spec["linux"]["namespaces"] == [
         {"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")
     ]  # fmt: skip
     with_user = docker(
-        namespaces=namespaces(user=""), sysctl={}, uidMappings=[{"containerID": 0, "hostID": 9, "size": 5}]
+        namespaces=namespaces(user=""), uidMappings=[{"containerID": 0, "hostID": 9, "size": 5}]
     )
     assert {"type": "user"} in with_user.spec["linux"]["namespaces"]
     assert with_user.spec["linux"]["uidMappings"] == [{"containerID": 0, "hostID": 9, "size": 5}]
 
 
 def test_namespaces_of_the_same_sandbox_are_shared() -> None:
-    made = docker(namespaces=namespaces(ipc="/proc/77/ns/ipc", pid="/proc/77/ns/pid", uts="/proc/77/ns/uts"), sysctl={})
+    made = docker(namespaces=namespaces(ipc="/proc/77/ns/ipc", pid="/proc/77/ns/pid", uts="/proc/77/ns/uts"))
     assert made.spec["linux"]["namespaces"][:3] == [
         {"type": kind, "container": "infra"} for kind in ("pid", "ipc", "uts")
     ]  # fmt: skip
@@ -216,6 +218,25 @@ def test_control_groups_of_the_host_are_the_guests() -> None:
     assert any("/sys/fs/cgroup/systemd is left out" in line for line in made.warnings)
 
 
+def test_the_shared_memory_that_an_engine_has_made_is_the_guests() -> None:
+    options = ["rbind", "rw", "nodev", "rshared"]
+    shm = {"destination": "/dev/shm", "type": "bind", "source": "/run/box/shm", "options": options}
+    made = mounts(shm)
+    assert made.spec["mounts"] == [
+        {"destination": "/dev/shm", "type": "shared-memory", "source": "shm-0-3e8",
+         "options": ["rw", "nodev", "rslave", "size=67108864"]},
+    ]  # fmt: skip
+    assert len(made.volumes) == 1
+    for other in ({"source": "/dev/shm"}, {"source": "/run/box/other"}, {"source": "/usr/shm"}, {"destination": "/x"}):
+        assert mounts({**shm, **other}).spec["mounts"][0]["type"] == "bind", other
+
+
+def test_memory_file_systems_are_told_from_others() -> None:
+    assert memory_of("/") is None
+    assert memory_of("/proc") is None
+    assert memory_of("/no/such") is None
+
+
 def test_options_that_only_the_host_has_are_left_out() -> None:
     options = ["rw", 'context="system_u:object_r:container_file_t:s0"', "noswap", "mpol=bind:0", "size=1m"]
     made = mounts({"destination": "/t", "type": "tmpfs", "source": "x", "options": options})
@@ -310,6 +331,7 @@ def test_what_a_process_keeps() -> None:
     process = {
         "terminal": True, "consoleSize": {"height": 1, "width": 2}, "args": ["a"], "env": ["A=b"], "cwd": "/x",
         "user": {"uid": 1, "gid": 2, "umask": 3, "additionalGids": [4], "username": "x"}, "noNewPrivileges": True,
+        "ioPriority": {"class": "IOPRIO_CLASS_IDLE"}, "scheduler": {"policy": "SCHED_BATCH"},
         "oomScoreAdj": -5, "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 1}], "vendor": 1,
     }  # fmt: skip
     made = guest_process(bundle.check_process(process))
@@ -344,13 +366,14 @@ def test_only_start_container_hooks_go_along() -> None:
     assert any("no annotations" in line for line in made.warnings)
 
 
-def test_system_parameters_of_the_network_need_a_namespace_to_be_named() -> None:
-    made = docker(sysctl={"net.ipv4.ip_forward": "1"})
-    assert made.spec["linux"]["sysctl"] == {"net.ipv4.ip_forward": "1"}
-    assert {"type": "network", "path": "/proc/1/ns/net"} in made.spec["linux"]["namespaces"]
-    for name in ("kernel.msgmax", "fs.mqueue.msg_max", "kernel.shm_rmid_forced", "kernel/sem", "kernel.domainname"):
+def test_system_parameters_of_a_container_of_its_own() -> None:
+    for name in (
+        "net.ipv4.ip_forward", "net/ipv4/conf/eth0.1/forwarding", "kernel.msgmax", "fs.mqueue.msg_max", "kernel/sem",
+        "kernel.shm_rmid_forced", "kernel.domainname",
+    ):  # fmt: skip
         made = docker(sysctl={name: "1"})
         assert made.spec["linux"]["sysctl"] == {name: "1"}
+        # With a network namespace the agent would take settings of the network for the container's own.
         assert not any(entry["type"] == "network" for entry in made.spec["linux"]["namespaces"])
 
 
@@ -406,7 +429,7 @@ def test_what_the_guests_kernel_divides() -> None:
                        "disableOOMKiller": True},
             "cpu": {"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0,2-3", "mems": "0",
                     "realtimeRuntime": 5},
-            "pids": {"limit": 64}, "blockIO": {"weight": 500}, "network": {"classID": 5},
+            "pids": {"limit": 64}, "blockIO": {"weight": 500, "leafWeight": 5}, "network": {"classID": 5},
             "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
             "unified": {"memory.high": "1000000", "memory.max": "max", "cgroup.freeze": "1"},
         }
@@ -415,7 +438,8 @@ def test_what_the_guests_kernel_divides() -> None:
     assert given.pop("devices")[0] == {"allow": False, "access": "rwm"}
     assert given == {
         "memory": {"limit": 1 << 28, "reservation": 1 << 27},
-        "cpu": {"shares": 512, "quota": 50_000, "period": 100_000},
+        "cpu": {"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0,2-3"},
+        "blockIO": {"weight": 500},
         "pids": {"limit": 64},
         "unified": {"memory.high": "1000000"},
     }
@@ -541,7 +565,7 @@ def strings(value: Any) -> Iterator[str]:
 def test_any_bundle_is_planned_or_gives_one_error(spec: dict[str, Any]) -> None:
     try:
         bundle.check(spec)
-        made = plan(spec, "box", peers, look)
+        made = plan(spec, "box", peers, look, MEMORY.get)
     except CasemateError as error:
         assert "\n" not in str(error) and len(str(error)) < 2000
         return
