@@ -66,6 +66,7 @@ def test_a_container_lives_from_create_to_its_end(house: House) -> None:
     record = house.store.get("one")
     assert (record.status, record.exit_code, record.error, record.oom_killed) == ("stopped", 7, "", False)
     assert record.finished is not None and record.finished >= (record.started or 0)
+    assert wait_until(lambda: len(events) == 3)
     assert [(event["event"], event.get("id")) for event in events] == [
         ("ready", None), ("start", "one"), ("exit", "one"),
     ]  # fmt: skip
@@ -141,6 +142,7 @@ def test_ends_of_execs_are_told_before_that_of_the_container(house: House) -> No
     house.sandbox.end("one", "exec-1", 3)
     assert (second.wait(), first.wait()) == (3, 0)
     house.join()
+    assert wait_until(lambda: len(events) == 4)
     assert [(event["event"], event.get("exec")) for event in events[1:]] == [
         ("start", "shell"), ("exit", "shell"), ("exit", None),
     ]  # fmt: skip
@@ -515,6 +517,7 @@ def test_a_kill_for_memory_is_told_and_recorded(house: House) -> None:
     result = house.client.wait("one")
     assert (result["status"], result["oom"]) == (137, True)
     house.join()
+    assert wait_until(lambda: len(events) == 3)
     assert [event["event"] for event in events[1:]] == ["oom", "exit"]
     assert house.store.get("one").oom_killed
 
