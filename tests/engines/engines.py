@@ -181,6 +181,10 @@ class Podman(Client):
         path = RUNC if self.runtime == "runc" else self.host.bin / "casemate-runtime"
         return self.host.command(TOOLS / "bin" / "podman", "--runtime", path, *words)
 
+    def remove(self, *names: str) -> None:
+        """Remove containers without the ten seconds that Podman gives them to end."""
+        self("rm", "-f", "-v", "-t", "0", *names, timeout=180)
+
 
 def prepare_podman(host: Host) -> None:
     """Write Podman's configuration in a host; it has no daemon."""

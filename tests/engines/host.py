@@ -15,13 +15,16 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from casemate.host import namespaces
 from tests.vm.support import CACHE, CONSOLE_SCRIPT, Environment, environment
+from tests.vm.world import World, world
 
+T = TypeVar("T")
 TOOLS = CACHE / "tools"
 SCRIPT = Path(__file__).parent / "host.sh"
 PROGRAMS = ("casemate", "casemate-runtime", "containerd-shim-casemate-v2")
@@ -79,6 +82,23 @@ class Host:
     def popen(self, *words: str | os.PathLike[str], **rest: Any) -> subprocess.Popen[bytes]:
         """Start a command there, in a process group of its own; see :func:`tests.engines.host.stop`."""
         return subprocess.Popen(self.command(*words), env=self.variables, start_new_session=True, **rest)
+
+    def inside(self, function: Callable[[], T]) -> T:
+        """Call a function of this process's in the host's network."""
+        netns = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return namespaces.in_netns(netns, function)
+        finally:
+            os.close(netns)
+
+    @contextlib.contextmanager
+    def world(self) -> Iterator[World]:
+        """A world beyond this host, with the name server that the host's configuration names."""
+        made = world(0)
+        try:
+            yield self.inside(made.__enter__)
+        finally:
+            self.inside(lambda: made.__exit__(None, None, None))
 
     def serve(self, name: str, *words: str | os.PathLike[str], ready: Path, patience: float = 60) -> Service:
         """Start a service there and wait until its socket answers; its log is ``BASE/NAME.log``."""

@@ -62,7 +62,8 @@ fi
 hostname engines.test
 ip link set lo up
 echo 1 >/proc/sys/net/ipv4/ip_forward
-printf 'nameserver 192.0.2.53\n' >/etc/resolv.conf.new
+# That is the name server of a world 0, see tests/vm/world.py.
+printf 'nameserver 198.18.0.2\n' >/etc/resolv.conf.new
 rm -f /etc/resolv.conf
 mv /etc/resolv.conf.new /etc/resolv.conf
 

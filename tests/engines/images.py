@@ -15,6 +15,11 @@ BOX = "localhost/box:latest"
 """Busybox; its command is ``sh``."""
 PAUSE = "localhost/pause:latest"
 """What holds a pod's sandbox: it waits, reaps children, and ends by SIGTERM."""
+PYTHON_VOLUME = "/usr:/host/usr:ro"
+"""The volume with which :data:`PYTHON` runs: busybox serves no UDP, and knows no sockets but IP's."""
+_LIBRARIES = "/host/usr/lib/x86_64-linux-gnu"
+PYTHON = f"PYTHONHOME=/host/usr {_LIBRARIES}/ld-linux-x86-64.so.2 --library-path {_LIBRARIES} /host/usr/bin/python3 -SE"
+"""The host's Python in a container, as a shell's words."""
 _WAIT = "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait $!; done"
 
 
