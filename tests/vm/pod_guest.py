@@ -23,7 +23,7 @@ from casemate.protocol.wire import StreamClosed
 from casemate.sandbox import Disk, Interface, Nic, PodSandbox, ProcessStreams
 
 TUNSETOFFLOAD, CSUM_TSO = 0x400454D0, 0x01 | 0x02 | 0x04
-DNS_PORT = 53
+HOST4, HOST6 = "172.30.0.1", "fd00:30::1"
 T = TypeVar("T")
 
 
@@ -47,6 +47,51 @@ def new_netns() -> int:
     thread.start()
     thread.join()
     return box[0]
+
+
+def new_host() -> None:
+    """Make the process's network namespace that of a "host" with a bridge, as Docker makes one."""
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    sh("ip link set lo up")
+    bridge("br0", 30)
+
+
+def bridge(name: str, net: int) -> None:
+    """Another bridge of the host."""
+    sh(
+        f"ip link add {name} type bridge; ip addr add 172.{net}.0.1/24 dev {name};"
+        f"ip addr add fd00:{net}::1/64 dev {name} nodad; ip link set {name} up"
+    )
+
+
+class EngineNamespace:
+    """The namespace of one container, with what an engine puts there, on the host that :func:`new_host` made."""
+
+    def __init__(self, number: int, *, mtu: int = 1500) -> None:
+        self.number = number
+        self.netns = new_netns()
+        self.v4, self.v6 = f"172.30.0.{number}", f"fd00:30::{number}"
+        self.link("eth0", mtu=mtu)
+        self.inside(lambda: sh(f"ip route add default via {HOST4}; ip -6 route add default via {HOST6}"))
+
+    def link(self, name: str, *, mtu: int = 1500, net: int = 30, bridge: str = "br0") -> None:
+        """Add an interface the way engines do: made outside, moved in, named, given its addresses, then brought up."""
+        outer, number = f"v{self.number}{name}", self.number
+        sh(
+            f"ip link add {outer} mtu {mtu} type veth peer name tmp{number} mtu {mtu} netns /proc/{os.getpid()}/fd/"
+            f"{self.netns}; ip link set {outer} master {bridge} up"
+        )
+        self.inside(lambda: sh(
+            f"ip link set tmp{number} name {name}; ip addr add 172.{net}.0.{number}/24 dev {name};"
+            f"ip addr add fd00:{net}::{number}/64 dev {name} nodad; ip link set {name} up"
+        ))
+
+    def inside(self, function: Callable[[], T]) -> T:
+        """Call ``function`` in the namespace."""
+        return namespaces.in_netns(self.netns, function)
+
+    def close(self) -> None:
+        os.close(self.netns)
 
 
 class SocketStream:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import pytest
 
 from casemate.errors import HostError, NetworkError
-from casemate.host import bpf, mirror, namespaces, syscalls
+from casemate.host import bpf, mirror, namespaces
 from casemate.host.mirror import Found
 from casemate.host.watch import Watch
 from casemate.pod import resolver
@@ -26,25 +26,20 @@ from casemate.pod.network import PodNetwork
 from casemate.pod.resolver import Resolver
 from casemate.sandbox import Interface, Neighbour, Route
 from tests.vm.host_tools import in_child, needs_root
-from tests.vm.pod_guest import FakePod, new_netns, sh
+from tests.vm.pod_guest import HOST4, HOST6, EngineNamespace, FakePod, bridge, new_host, new_netns, sh
+from tests.vm.pod_peers import SERVER, NameServer, answer_to, connect, connected, exchange, listen, read_all
 
 pytestmark = needs_root
 
-HOST4, HOST6 = "172.30.0.1", "fd00:30::1"
-SERVER = "127.0.0.11"
 PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 T = TypeVar("T")
 
 
-class Engine:
+class Engine(EngineNamespace):
     """One container: its namespace with what an engine puts there, the guest, and what joins the two."""
 
-    def __init__(self, lab: Lab, number: int, *, mtu: int = 1500, slots: int = 4) -> None:
-        self.lab, self.number = lab, number
-        self.netns = new_netns()
-        self.v4, self.v6 = f"172.30.0.{number}", f"fd00:30::{number}"
-        self.link("eth0", mtu=mtu)
-        self.inside(lambda: sh(f"ip route add default via {HOST4}; ip -6 route add default via {HOST6}"))
+    def __init__(self, number: int, *, mtu: int = 1500, slots: int = 4) -> None:
+        super().__init__(number, mtu=mtu)
         self.pod = FakePod(slots)
         self.log: list[str] = []
         self.network = PodNetwork(self.pod, self.netns, self.logged)
@@ -52,22 +47,6 @@ class Engine:
     def logged(self, text: str) -> None:
         self.log.append(text)
         self.pod.told("log", text)
-
-    def link(self, name: str, *, mtu: int = 1500, net: int = 30, bridge: str = "br0") -> None:
-        """Add an interface the way engines do: made outside, moved in, named, given its addresses, then brought up."""
-        outer, number = f"v{self.number}{name}", self.number
-        sh(
-            f"ip link add {outer} mtu {mtu} type veth peer name tmp{number} mtu {mtu} netns /proc/{os.getpid()}/fd/"
-            f"{self.netns}; ip link set {outer} master {bridge} up"
-        )
-        self.inside(lambda: sh(
-            f"ip link set tmp{number} name {name}; ip addr add 172.{net}.0.{number}/24 dev {name};"
-            f"ip addr add fd00:{net}::{number}/64 dev {name} nodad; ip link set {name} up"
-        ))
-
-    def inside(self, function: Callable[[], T]) -> T:
-        """Call ``function`` in the engine's namespace."""
-        return namespaces.in_netns(self.netns, function)
 
     def boot(self) -> None:
         self.pod.boot(self.netns, self.network.nics(), [], "guest")
@@ -77,26 +56,18 @@ class Engine:
         self.network.close()
         self.network.close()
         self.pod.close()
-        os.close(self.netns)
+        super().close()
 
 
 class Lab:
     """The host around one test. Made in a forked child, whose namespace becomes the host's."""
 
     def __init__(self) -> None:
-        syscalls.unshare(syscalls.CLONE_NEWNET)
-        sh("ip link set lo up")
-        self.bridge("br0", 30)
+        new_host()
         self.engines: list[Engine] = []
 
-    def bridge(self, name: str, net: int) -> None:
-        sh(
-            f"ip link add {name} type bridge; ip addr add 172.{net}.0.1/24 dev {name};"
-            f"ip addr add fd00:{net}::1/64 dev {name} nodad; ip link set {name} up"
-        )
-
     def container(self, *, boot: bool = True, mtu: int = 1500, slots: int = 4) -> Engine:
-        engine = Engine(self, 10 + len(self.engines), mtu=mtu, slots=slots)
+        engine = Engine(10 + len(self.engines), mtu=mtu, slots=slots)
         self.engines.append(engine)
         if boot:
             engine.boot()
@@ -116,57 +87,6 @@ def in_lab(test: Callable[[Lab], None]) -> None:
             lab.close()
 
     in_child(body)
-
-
-def listen(address: str, port: int = 0, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.settimeout(10)
-    sock.bind((address, port))
-    if kind == socket.SOCK_STREAM:
-        sock.listen()
-    return sock
-
-
-def connect(address: str, port: int) -> socket.socket:
-    return socket.create_connection((address, port), timeout=10)
-
-
-def read_all(sock: socket.socket) -> bytes:
-    parts = []
-    while part := sock.recv(1 << 16):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def send_all(sock: socket.socket, data: bytes) -> None:
-    sock.sendall(data)
-    sock.shutdown(socket.SHUT_WR)
-
-
-def exchange(server: socket.socket, dial: Callable[[], socket.socket], size: int = 1000) -> str:
-    """Send ``size`` bytes to the server and back; the client's address as the server sees it."""
-    data = os.urandom(size)
-
-    def serve() -> None:
-        peer, who = server.accept()
-        with peer:
-            peer.settimeout(10)
-            seen.append(who[0])
-            peer.sendall(read_all(peer))
-
-    seen: list[str] = []
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        with dial() as client:
-            sender = threading.Thread(target=send_all, args=(client, data))
-            sender.start()
-            assert read_all(client) == data
-            sender.join()
-    finally:
-        thread.join()
-    return seen[0]
 
 
 # ---- traffic
@@ -254,7 +174,7 @@ def test_an_mtu_below_the_usual_is_the_guests_too() -> None:
 
 def test_two_interfaces() -> None:
     def test(lab: Lab) -> None:
-        lab.bridge("br1", 31)
+        bridge("br1", 31)
         one = lab.container(boot=False)
         one.link("eth1", net=31, bridge="br1")
         one.boot()
@@ -569,7 +489,7 @@ def told(engine: Engine) -> tuple[Interface, ...]:
 
 def test_an_interface_that_comes_late_and_goes() -> None:
     def test(lab: Lab) -> None:
-        lab.bridge("br1", 31)
+        bridge("br1", 31)
         one = lab.container()
         one.link("eth1", net=31, bridge="br1")
         one.pod.until(lambda: any("172.31.0.10/24" in a.addresses for a in told(one)))
@@ -651,7 +571,7 @@ def test_a_plug_that_fails_leaves_the_rest_and_is_tried_again_when_there_is_room
     def test(lab: Lab) -> None:
         one = lab.container(slots=1)
         for number in (1, 2):
-            lab.bridge(f"br{number}", 30 + number)
+            bridge(f"br{number}", 30 + number)
             one.link(f"eth{number}", net=30 + number, bridge=f"br{number}")
             one.pod.until(lambda: len([1 for call, _ in one.pod.calls if call in ("plug", "refused")]) == number)  # noqa: B023
         one.pod.until(lambda: bool(one.log))
@@ -747,80 +667,8 @@ def test_a_watch_that_was_overrun_reads_anew(monkeypatch: pytest.MonkeyPatch) ->
 # ---- names
 
 
-class NameServer:
-    """A tiny name server in an engine's namespace, as Docker's is: what ends in ``.outside`` is asked further."""
-
-    def __init__(self, engine: Engine, outer: str) -> None:
-        self.engine, self.outer = engine, outer
-        self.udp = engine.inside(lambda: listen(SERVER, 53, socket.SOCK_DGRAM))
-        self.tcp = engine.inside(lambda: listen(SERVER, 53))
-        self.further = socket.create_server((outer, 53), family=socket.AF_INET6 if ":" in outer else socket.AF_INET)
-        self.further_udp = listen(outer, 53, socket.SOCK_DGRAM)
-        self.threads = [
-            threading.Thread(target=work, daemon=True)
-            for work in (self.serve_udp, self.serve_tcp, self.outside, self.outside_tcp)
-        ]
-        for thread in self.threads:
-            thread.start()
-
-    def serve_udp(self) -> None:
-        while True:
-            query, who = self.udp.recvfrom(65535)
-            self.udp.sendto(self.answer(query, socket.SOCK_DGRAM), who)
-
-    def serve_tcp(self) -> None:
-        while True:
-            connection, _ = self.tcp.accept()
-            with connection:
-                query = receive_tcp(connection)
-                reply = self.answer(query, socket.SOCK_STREAM)
-                connection.sendall(struct.pack("!H", len(reply)) + reply)
-
-    def answer(self, query: bytes, kind: socket.SocketKind) -> bytes:
-        if b"outside" not in query:
-            return answer_to(query, b"inner")
-        with self.engine.inside(lambda: connected((self.outer, 53), kind)) as sock:
-            if kind == socket.SOCK_DGRAM:
-                sock.send(query)
-                return sock.recv(65535)
-            sock.sendall(struct.pack("!H", len(query)) + query)
-            return receive_tcp(sock)
-
-    def outside(self) -> None:
-        while True:
-            query, who = self.further_udp.recvfrom(65535)
-            self.further_udp.sendto(answer_to(query, b"outer from " + who[0].encode()), who)
-
-    def outside_tcp(self) -> None:
-        while True:
-            connection, who = self.further.accept()
-            with connection:
-                reply = answer_to(receive_tcp(connection), b"outer from " + who[0].encode())
-                connection.sendall(struct.pack("!H", len(reply)) + reply)
-
-
-def connected(address: tuple[str, int], kind: socket.SocketKind) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, kind)
-    sock.settimeout(10)
-    sock.connect(address)
-    return sock
-
-
-def receive_tcp(sock: socket.socket) -> bytes:
-    data = b""
-    while len(data) < 2 or len(data) < 2 + struct.unpack_from("!H", data)[0]:
-        part = sock.recv(65535)
-        assert part
-        data += part
-    return data[2:]
-
-
 def query_of(name: bytes, number: int = 7) -> bytes:
     return struct.pack("!HHHHHH", number, 0x0100, 1, 0, 0, 0) + name
-
-
-def answer_to(query: bytes, text: bytes) -> bytes:
-    return query[:2] + b"\x80" + query[3:] + b" -> " + text
 
 
 def frame(kind: int, tag: int, message: bytes) -> bytes:
@@ -836,7 +684,7 @@ def read_frame(sock: socket.socket) -> tuple[int, int, bytes]:
 def test_names_are_asked_in_the_namespace_and_outside_names_come_back(outer: str) -> None:
     def test(lab: Lab) -> None:
         one = lab.container()
-        NameServer(one, outer)
+        NameServer(one, outer, answer_to)
         service = Resolver(one.pod, one.netns, (SERVER,))
         service.start()
         assert one.pod.calls == [("serve_dns", (SERVER,))]
@@ -864,7 +712,7 @@ def test_queries_that_are_none_are_dropped_and_refused_ones_get_no_answer() -> N
         assert read_frame(one.pod.dns) == (resolver.UDP, 1, b"")
         one.pod.dns.sendall(frame(resolver.TCP, 2, query_of(b"nobody listens")))
         assert read_frame(one.pod.dns) == (resolver.TCP, 2, b"")
-        NameServer(one, HOST4)  # the second address from now on
+        NameServer(one, HOST4, answer_to)  # the second address from now on
         bad = frame(0, 3, b"") + frame(0, 4, b"x" * 11) + frame(9, 5, query_of(b"x"))
         bad += frame(0, 6, bytes(2) + b"\x80" + bytes(9))  # an answer
         data = bad + frame(resolver.UDP, 7, query_of(b"db"))
@@ -908,7 +756,7 @@ def test_silent_name_servers_hold_neither_sockets_nor_others_up(monkeypatch: pyt
 def test_a_guest_that_reads_no_answers_does_not_keep_the_resolver_from_closing() -> None:
     def test(lab: Lab) -> None:
         one = lab.container()
-        NameServer(one, HOST4)
+        NameServer(one, HOST4, answer_to)
         service = Resolver(one.pod, one.netns, (SERVER,))
         service.start()
         big = query_of(b"b" * 30_000)
