@@ -268,8 +268,13 @@ class Machine:
         """
         if self._vm is not None and (end := self._vm.wait(1.0)) is not None:
             last = self._last_line()
-            return f"{end.reason}; its console says: {last}" if last else end.reason
+            reason = self._told(end)
+            return f"{reason}; its console says: {last}" if last else reason
         return said
+
+    def _told(self, end: base.VmExit) -> str:
+        """Why the machine ended: what made this side kill it, if it was killed."""
+        return self._reason if self._reason and end.cause is base.ExitCause.STOPPED else end.reason
 
     def _last_line(self) -> str:
         if self._console is None:
@@ -337,8 +342,7 @@ class Machine:
         if "Out of memory" in last or "deadlocked on memory" in last:
             oom = True
         number = signal.SIGKILL if oom else end.signal
-        killed = end.cause is base.ExitCause.STOPPED
-        reason = f"the virtual machine ended: {self._reason if killed and self._reason else end.reason}"
+        reason = f"the virtual machine ended: {self._told(end)}"
         if last and not oom and not end.signal:
             reason += f" (console: {last})"
         if oom:
