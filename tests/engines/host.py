@@ -139,8 +139,9 @@ class Host:
     def mounts(self) -> list[str]:
         """Mounts there that are below ``base``, but for those of the host itself."""
         lines = self.out("cat", "/proc/self/mountinfo").splitlines()
-        guest = f"{self.env.root}/guest"
-        return [line for line in lines if line.split()[4].startswith(str(self.base)) and line.split()[4] != guest]
+        # dockerd holds the host's own network namespace so, from the first --network host on.
+        kept = (f"{self.env.root}/guest", f"{self.base}/docker-exec/netns/default")
+        return [line for line in lines if line.split()[4].startswith(str(self.base)) and line.split()[4] not in kept]
 
     def left(self) -> list[str]:
         """Files of sandboxes that casemate left below its run directory."""

@@ -29,7 +29,14 @@ GET = "timeout 20 wget -q -O - http://{}/"
 
 
 @pytest.fixture(scope="module")
-def network(cli: Client) -> Iterator[str]:
+def outside(cli: Client) -> Iterator[World]:
+    """A world beyond the engines' host, with its name server."""
+    with cli.host.world() as made, made.names():
+        yield made
+
+
+@pytest.fixture(scope="module")
+def network(cli: Client, outside: World) -> Iterator[str]:
     """A network of a name's, with IPv6."""
     subnets = ("--subnet", "10.70.1.0/24", "--ipv6", "--subnet", "fd00:70:1::/64")
     cli.out("network", "create", *subnets, "front")
@@ -94,13 +101,6 @@ def test_published_ports(cli: Client, server: str) -> None:
         assert sock.recv(100) == b"got datagram"
 
 
-@pytest.fixture(scope="module")
-def outside(cli: Client) -> Iterator[World]:
-    """A world beyond the engines' host."""
-    with cli.host.world() as made:
-        yield made
-
-
 @pytest.mark.feature("the way out of a network")
 def test_way_out(cli: Client, client: str, outside: World) -> None:
     with outside.web({"/": b"from the world"}) as clients:
@@ -110,7 +110,7 @@ def test_way_out(cli: Client, client: str, outside: World) -> None:
 
 @pytest.mark.feature("the way out of a network")
 def test_names_outside(cli: Client, client: str, outside: World) -> None:
-    with outside.names(), outside.web({"/": b"by its name"}):
+    with outside.web({"/": b"by its name"}):
         assert cli.sh(client, GET.format(NAME)) == "by its name"
     assert NAME in outside.questions
 
