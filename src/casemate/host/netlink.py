@@ -36,7 +36,7 @@ RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL = 254, 1, 2
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 RTNH_F_ONLINK, _RTM_F_CLONED = 4, 0x200
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
-_RTA_MULTIPATH, _RTA_TABLE = 9, 15
+_RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_ENCAP = 9, 15, 18, 22
 # linux/if.h, if_arp.h, if_link.h
 IFF_UP, IFF_LOOPBACK, ARPHRD_ETHER = 0x1, 0x8, 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 1, 3, 4, 10, 18, 1
@@ -222,7 +222,8 @@ def parse_address(body: bytes) -> Address | None:
 def parse_route(body: bytes) -> RouteEntry | None:
     """A route from the body of RTM_NEWROUTE.
 
-    None for what is not a unicast IP route of the main table through an interface. Of several ways the first counts.
+    None for what is not a unicast IP route of the main table through an interface, to a gateway of the same family or
+    none, and for one that wraps packets into others. Of several ways the first counts.
 
     Raises:
         NetworkError: it is damaged.
@@ -249,7 +250,7 @@ def parse_route(body: bytes) -> RouteEntry | None:
             raise damaged(f"a next hop of {length} bytes where {len(hops)} are left")
         found = attributes(hops[:length], _NEXT_HOP.size)
         flags |= hop_flags
-    if index <= 0:
+    if index <= 0 or _RTA_VIA in found or _RTA_ENCAP in found:
         return None
     gateway = _ip(family, found.get(_RTA_GATEWAY))
     onlink = bool(flags & RTNH_F_ONLINK)

@@ -152,6 +152,8 @@ def test_routes() -> None:
         route(2, 8, number(4, 3), flags=0x200),  # cloned
         route(2, 8),  # through no interface
         route(28, 8, number(4, 3)),
+        route(2, 8, number(4, 3), attribute(18, b"\x0a\0" + IP6)),  # via inet6
+        route(2, 8, number(4, 3), attribute(22 | 0x8000, b"")),  # encapsulated
         struct.pack("=BBBBBBBBI", 2, 8, 8, 0, 254, 3, 0, 1, 0) + number(4, 3),  # by source
         struct.pack("=BBBBBBBBI", 2, 8, 0, 4, 254, 3, 0, 1, 0) + number(4, 3),  # by type of service
     ],
