@@ -103,6 +103,8 @@ class VmPod(PodSandbox):
         self._attached: set[str] = set()
         self._nics: dict[str, tuple[str, Interface]] = {}
         """Hardware address to the device's id and what the guest is to make of it."""
+        self._disks: dict[str, bool] = {}
+        """Serial number to whether it is read-only."""
         self._plugged = 0
 
     # ---- birth
@@ -144,6 +146,7 @@ class VmPod(PodSandbox):
             for disk in disks:
                 left.remove(disk.fd)
                 made.append(_block(disk))
+                self._disks[disk.serial] = disk.read_only
         except BaseException:
             close_devices(made)
             for fd in left:
@@ -328,14 +331,26 @@ class VmPod(PodSandbox):
         self._calls.call("sandbox.network", {"interfaces": self._interfaces()})
 
     def plug_disk(self, disk: Disk) -> None:
-        """Add a block device. See :class:`casemate.sandbox.PodSandbox`."""
+        """Add a block device; one that is there already serves several containers.
+
+        See :class:`casemate.sandbox.PodSandbox`.
+        """
         device = _block(disk)
-        try:
-            vm = self._machine.vm()
-        except HypervisorError:
-            close_devices([device])
-            raise
-        vm.add_device(device)
+        with self._plugging:
+            known = self._disks.get(disk.serial)
+            try:
+                if known is None:
+                    vm = self._machine.vm()
+                elif known and not disk.read_only:
+                    raise UsageError(f"the sandbox has the disk {disk.serial} already, to be read only")
+            except CasemateError:
+                close_devices([device])
+                raise
+            if known is not None:
+                close_devices([device])
+                return
+            vm.add_device(device)
+            self._disks[disk.serial] = disk.read_only
 
     # ---- streams
 

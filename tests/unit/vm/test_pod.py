@@ -430,11 +430,17 @@ def test_disks_are_open_as_the_device_is(scene: PodScene, tmp_path: Path) -> Non
         assert isinstance(device, base.Block) and isinstance(device.source, int)
         flags = Path(f"/proc/self/fdinfo/{device.source}").read_text().split("flags:\t")[1].split()[0]
         assert int(flags, 8) & os.O_ACCMODE == mode and device.read_only is read_only and not device.host_device
-    fd = os.open(image, os.O_RDONLY)
-    with pytest.raises(HypervisorError, match="already"):
-        scene.pod.plug_disk(Disk("cm-7-2", fd))
-    with pytest.raises(OSError):
-        os.fstat(fd)
+    # A second container with the same disk, which cannot write to it where the first could not.
+    for serial, read_only in (("cm-7-2", False), ("cm-7-2", True), ("cm-7-1", True), ("cm-7-1", False)):
+        fd = os.open(image, os.O_RDONLY)
+        disk = Disk(serial, fd, read_only)
+        if serial == "cm-7-1" and not read_only:
+            with pytest.raises(UsageError, match="read only"):
+                scene.pod.plug_disk(disk)
+        else:
+            scene.pod.plug_disk(disk)
+        with pytest.raises(OSError):
+            os.fstat(fd)
 
 
 # ---- streams
