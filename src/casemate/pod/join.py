@@ -7,9 +7,10 @@ Engines name a pod's sandbox by annotations (CRI, CRI-O), or give a container th
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
-from casemate.errors import BadBundle, ContainerError, NoSuchContainer
+from casemate.errors import BadBundle, ContainerError, NoSuchContainer, Unsupported
 from casemate.pod.model import LIVE, Record
 from casemate.pod.plan import NAMESPACE_FILES, Look, Peers
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
             """The truth about all of them."""
 
 
+_OF_PROCESS = re.compile(r"/proc/([0-9]{1,10})/ns/net")
 ANNOTATIONS = (
     # (container type, its value for a member, sandbox id)
     ("io.kubernetes.cri.container-type", "container", "io.kubernetes.cri.sandbox-id"),
@@ -47,6 +49,7 @@ def choose(spec: dict[str, Any], store: Records, look: Look = os.stat) -> str | 
     Raises:
         ContainerError: its annotations name a sandbox that is not there or does not live.
         BadBundle: its network namespace cannot be looked at.
+        Unsupported: it is that of a container of another runtime.
     """
     named = sandbox_named(spec.get("annotations", {}))
     if named:
@@ -69,7 +72,24 @@ def choose(spec: dict[str, Any], store: Records, look: Look = os.stat) -> str | 
     for record in sorted(store.list(), key=lambda record: record.created):
         if record.status in LIVE and record.netns == identity:
             return record.pod
+    if _is_foreign(path, look):
+        raise Unsupported(
+            f"the network of {path[:80]} is that of a container of another runtime, which would get no packets any more",
+            "run both with casemate",
+        )
     return None
+
+
+def _is_foreign(path: str, look: Look) -> bool:
+    """Whether a network namespace is named by a process that is a container's, as ``--network container:`` does."""
+    match = _OF_PROCESS.fullmatch(path)
+    if match is None:
+        return False
+    try:
+        its, ours = look(f"/proc/{match[1]}/ns/pid"), look("/proc/self/ns/pid")
+    except OSError:
+        return False
+    return (its.st_dev, its.st_ino) != (ours.st_dev, ours.st_ino)
 
 
 def sandbox_named(annotations: dict[str, str]) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from casemate.errors import BadBundle, ContainerError, NoSuchContainer
+from casemate.errors import BadBundle, ContainerError, NoSuchContainer, Unsupported
 from casemate.pod import join
 from casemate.pod.model import Record
 
@@ -38,7 +38,11 @@ def spec(network: str | None = "") -> dict[str, Any]:
 
 
 def look(path: str) -> os.stat_result:
-    known = {"/ns/a": 1, "/ns/b": 2, "/proc/100/ns/ipc": 30, "/proc/101/ns/ipc": 30, "/proc/100/ns/pid": 20}
+    known = {
+        "/ns/a": 1, "/ns/b": 2, "/proc/100/ns/ipc": 30, "/proc/101/ns/ipc": 30, "/proc/100/ns/pid": 20,
+        "/proc/100/ns/net": 1, "/proc/200/ns/net": 3, "/proc/200/ns/pid": 40, "/proc/self/ns/pid": 50,
+        "/proc/300/ns/net": 3, "/proc/300/ns/pid": 50, "/proc/400/ns/net": 3,
+    }  # fmt: skip
     if path not in known:
         raise FileNotFoundError(2, "No such file or directory", path)
     return os.stat_result((0, known[path], 4, 1, 0, 0, 0, 0, 0, 0))
@@ -79,6 +83,16 @@ def test_who_shares_a_network_shares_the_sandbox() -> None:
     assert join.choose(spec("/ns/b"), store, look) == "other"
     with pytest.raises(BadBundle, match="the network namespace /ns/gone cannot be used"):
         join.choose(spec("/ns/gone"), store, look)
+
+
+def test_a_network_of_another_runtimes_container_is_refused() -> None:
+    store = Records(record("a", "pod", netns=(4, 1)))
+    assert join.choose(spec("/proc/100/ns/net"), store, look) == "pod"
+    with pytest.raises(Unsupported, match="/proc/200/ns/net is that of a container of another runtime"):
+        join.choose(spec("/proc/200/ns/net"), store, look)
+    # A process that only holds the namespace, or has just ended, is none.
+    assert join.choose(spec("/proc/300/ns/net"), store, look) is None
+    assert join.choose(spec("/proc/400/ns/net"), store, look) is None
 
 
 def test_peers_are_found_by_their_namespaces() -> None:
