@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 SOCKET_DIRECTORY = "/run/containerd/s"
-"""Where containerd's shims have their sockets, and where it looks for nothing: the address is told."""
+"""Where containerd's shims have their sockets. It does not look there: the address is told."""
+SOCKETS_VARIABLE = "CASEMATE_SHIM_SOCKETS"
+"""Names another directory for them in the environment."""
 GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 """Annotations whose value is shared by the containers of one shim; the first that is there counts."""
 NEWEST_VERSION = 3
@@ -102,7 +104,8 @@ def start(flags: dict[str, Any], stdin: bytes) -> int:
         flags: of the command line.
         stdin: the runtime's options, an Any.
     """
-    path = socket_path(flags["address"], flags["namespace"], grouping(flags["id"]))
+    directory = os.environ.get(SOCKETS_VARIABLE) or SOCKET_DIRECTORY
+    path = socket_path(flags["address"], flags["namespace"], grouping(flags["id"]), directory)
     address = f"unix://{path}"
     listener = bind(path)
     if listener is not None:
