@@ -111,6 +111,11 @@ class Task:
             self.exited(early)  # nobody could be told before
 
     @property
+    def over(self) -> bool:
+        """Whether it has ended in the guest."""
+        return self._early is not None
+
+    @property
     def begun(self) -> bool:
         """Whether it has been adopted."""
         return self._process is not None
@@ -282,6 +287,12 @@ def close_all(fds: dict[str, int]) -> None:
     for descriptor in fds.values():
         with contextlib.suppress(OSError):
             os.close(descriptor)
+
+
+def size_of(request: dict[str, Any]) -> tuple[int, int] | None:
+    """The rows and columns that a request names."""
+    size = request.get("size")
+    return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) and len(size) == 2 else None
 
 
 def make_raw(descriptor: int) -> None:

@@ -335,6 +335,18 @@ def test_a_member_waits_until_the_machine_is_up(house: House) -> None:
     assert [record.status for record in house.store.list()] == ["created", "created"]
 
 
+def test_a_member_may_ask_before_the_first(house: House) -> None:
+    connection = house.launch()
+    peer, other = house.record("one"), house.record("two")
+    thread = threading.Thread(target=house.ask, args=("two", other, None))
+    thread.start()
+    assert wait_until(lambda: house.client.info()["containers"] == {"two": "creating"})
+    assert house.sandbox.calls == []
+    house.ask("one", peer, connection)
+    thread.join(10)
+    assert [record.status for record in house.store.list()] == ["created", "created"]
+
+
 def test_a_member_hears_when_the_machine_does_not_come_up(house: House) -> None:
     house.sandbox.block["boot"] = threading.Event()
     house.sandbox.fail["boot"] = ContainerError("no machine today")
@@ -597,7 +609,7 @@ def test_deletion_by_force_of_a_member_that_is_just_made(house: House) -> None:
 
 def test_updates_reach_the_guest_as_it_knows_them(house: House) -> None:
     house.running("one")
-    house.client.update("one", {"memory": {"limit": 1 << 28}, "cpu": {"cpus": "0"}})
+    house.client.update("one", {"memory": {"limit": 1 << 28, "swap": 1 << 29}, "pids": {"limit": 0}})
     assert ("update", "one", {"memory": {"limit": 1 << 28}}) in house.sandbox.calls
     assert house.client.stats("one") == {"memory": {"current": 1}}
 
