@@ -74,7 +74,7 @@ def choose(spec: dict[str, Any], store: Records, look: Look = os.stat) -> str | 
             return record.pod
     if _is_foreign(path, look):
         raise Unsupported(
-            f"the network of {path[:80]} is that of a container of another runtime, which would get no packets any more",
+            f"the network of {path[:80]} is that of a container of another runtime, which would lose it",
             "run both with casemate",
         )
     return None
