@@ -205,7 +205,8 @@ def usage(found: dict[str, Any], *, version2: bool) -> dict[str, Any]:
         version2: whether the host's control groups are version 2 alone. The guest's always are.
     """
     memory, cpu, pids = (_section(found, name) for name in ("memory", "cpu", "pids"))
-    devices = [one for one in found.get("io") or () if isinstance(one, dict)][:1024]
+    listed = found.get("io")
+    devices = [one for one in listed[:1024] if isinstance(one, dict)] if isinstance(listed, list) else []
     told = _version2(memory, cpu, pids, devices) if version2 else _version1(memory, cpu, pids, devices)
     return any_of(metrics.METRICS_V2 if version2 else metrics.METRICS_V1, told)
 

@@ -108,6 +108,9 @@ def create(root: str, words: list[str]) -> None:
     directory = f"{root}/{container}"
     os.mkdir(directory)
     os.mkfifo(f"{directory}/gate")
+    if pod := read(f"{root}/pod"):
+        with open(f"{directory}/record.json", "w") as file:
+            json.dump({"id": container, "pod": pod}, file)
     with open(f"{directory}/pid", "w") as file:
         file.write(str(spawn(args, options, f"{directory}/gate")))
 
