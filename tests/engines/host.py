@@ -204,6 +204,12 @@ class Service:
         self.process.wait(timeout)
         self.process = None
 
+    def revive(self) -> None:
+        """Start it unless it runs; for ends of tests that may have failed."""
+        if self.process is None or self.process.poll() is not None:
+            self.process = None
+            self.start()
+
     def restart(self, number: int = signal.SIGTERM) -> None:
         """End it and start it again."""
         self.end(number)

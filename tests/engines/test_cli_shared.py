@@ -1,0 +1,141 @@
+"""What containers share: other containers' namespaces, the host's, sockets, devices, and each other's volumes."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines.engines import Client, on
+from tests.engines.images import BOX
+from tests.engines.terminal import eventually
+
+pytestmark = on("docker", "podman")
+
+
+@pytest.fixture(scope="module")
+def first(cli: Client) -> Iterator[str]:
+    """A container whose namespaces others join."""
+    with cli.container("--name", "first", "--ipc", "shareable", "-v", "/data", BOX, "sleep", "86400") as id:
+        yield id
+    # The volume without a name has gone with it.
+
+
+@pytest.mark.feature("--pid container:NAME, --ipc container:NAME")
+def test_joined_namespaces(cli: Client, first: str) -> None:
+    cli.sh(first, "echo shared >/dev/shm/word")
+    joined = ("--network", f"container:{first}", "--pid", f"container:{first}", "--ipc", f"container:{first}")
+    with cli.container(*joined, BOX, "sh", "-c", "exec sleep 76543") as id:
+        eventually(lambda: "sleep 76543" in cli.sh(id, "ps"), "its program has begun")
+        assert "sleep 86400" in cli.sh(id, "ps"), "the first one's processes"
+        assert cli.sh(id, "cat /dev/shm/word") == "shared"
+        assert "sleep 76543" in cli.sh(first, "ps")
+        assert cli.sh(id, "ps -o pid,args | grep '[s]leep 86400'").split()[0] == "1"
+    eventually(lambda: "sleep 76543" not in cli.sh(first, "ps"), "it has ended")
+    assert cli.sh(first, "cat /dev/shm/word") == "shared"
+
+
+@pytest.mark.feature("--pid container:NAME, --ipc container:NAME")
+def test_joining_processes_alone(cli: Client, first: str) -> None:
+    """A process namespace without the network's: another machine cannot have it."""
+    words = ("run", "--rm", "--pid", f"container:{first}", BOX, "ps")
+    if cli.ours:
+        assert "network" in cli.fails(*words)
+    else:
+        assert "sleep 86400" in cli.out(*words)
+
+
+@pytest.mark.feature("--pid host, --ipc host, --uts host")
+@pytest.mark.parametrize("kind", ["pid", "ipc", "uts"])
+def test_of_the_host(cli: Client, kind: str) -> None:
+    words = ("run", "--rm", f"--{kind}", "host", BOX, "true")
+    if cli.ours:
+        said = cli.fails(*words)
+        assert kind in said and "host" in said
+    else:
+        cli.out(*words)
+
+
+@pytest.mark.feature("-v of a UNIX socket")
+def test_socket(cli: Client) -> None:
+    path = cli.host.base / "listener"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        words = ("run", "--rm", "-v", f"{path}:/listener", BOX, "test", "-S", "/listener")
+        try:
+            if cli.ours:
+                assert "socket" in cli.fails(*words)
+            else:
+                cli.out(*words)
+        finally:
+            path.unlink()
+
+
+@pytest.mark.feature("-v and mount propagation")
+def test_propagation(cli: Client, tmp_path: Path) -> None:
+    """What the host mounts below a bound directory later: seen with rslave, not with the default."""
+    (tmp_path / "below").mkdir()
+    options = ("-v", f"{tmp_path}:/private", "-v", f"{tmp_path}:/slave:rslave")
+    with cli.container(*options, BOX, "sleep", "86400") as id:
+        cli.host.out("sh", "-ec", f"mount -t tmpfs tmpfs {tmp_path}/below; echo there >{tmp_path}/below/file")
+        try:
+            if cli.ours:
+                # A machine is shown the host's directories as they were mounted when it was made.
+                cli.fails("exec", id, "cat", "/slave/below/file")
+            else:
+                assert cli.sh(id, "cat /slave/below/file") == "there"
+            cli.fails("exec", id, "cat", "/private/below/file")
+        finally:
+            cli.host.out("umount", tmp_path / "below")
+
+
+@pytest.mark.feature("-v and mount propagation")
+def test_mounts_below(cli: Client, tmp_path: Path) -> None:
+    """What is mounted below a bound directory before the container is made comes along."""
+    (tmp_path / "below").mkdir()
+    cli.host.out("sh", "-ec", f"mount -t tmpfs tmpfs {tmp_path}/below; echo there >{tmp_path}/below/file")
+    try:
+        assert cli.out("run", "--rm", "-v", f"{tmp_path}:/bound", BOX, "cat", "/bound/below/file") == "there"
+    finally:
+        cli.host.out("umount", tmp_path / "below")
+
+
+@pytest.mark.feature("--volumes-from, images' files in new volumes")
+def test_volumes_of_another(cli: Client, first: str) -> None:
+    cli.sh(first, "echo data >/data/file")
+    options = ("--volumes-from", first, "-v", "copied:/etc")
+    script = "cat /data/file; test -e /etc/os-release && echo copied; echo more >>/data/file"
+    try:
+        assert cli.out("run", "--rm", *options, BOX, "sh", "-c", script).split() == ["data", "copied"]
+        assert cli.sh(first, "cat /data/file").split() == ["data", "more"]
+    finally:
+        cli.out("volume", "rm", "copied")
+
+
+@pytest.mark.feature("--device")
+def test_character_devices(cli: Client) -> None:
+    script = "test -c /dev/net/tun && test -c /dev/fuse && echo there"
+    devices = ("--device", "/dev/net/tun", "--device", "/dev/fuse")
+    assert cli.out("run", "--rm", *devices, BOX, "sh", "-c", script) == "there"
+    words = ("run", "--rm", "--device", "/dev/kmsg", BOX, "test", "-c", "/dev/kmsg")
+    if cli.ours:
+        assert "/dev/kmsg" in cli.fails(*words)
+    else:
+        cli.out(*words)
+
+
+@pytest.mark.feature("many files")
+def test_programs_from_the_host(cli: Client) -> None:
+    """A bound tree with links and libraries: the host's own Python runs from it."""
+    from tests.engines.images import PYTHON, PYTHON_VOLUME
+
+    script = f"{PYTHON} -c 'import json, ssl, sys; print(json.dumps(sys.version_info[:2]))'"
+    said = cli.out("run", "--rm", "-v", PYTHON_VOLUME, BOX, "sh", "-c", script)
+    wanted = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print(list(sys.version_info[:2]))"], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert said == wanted.stdout.strip()
