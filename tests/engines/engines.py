@@ -16,7 +16,7 @@ import pytest
 from tests.engines.host import TOOLS, Host, Service, run, stop
 from tests.engines.images import PAUSE, archive
 
-RUNTIMES = ("runc",)
+RUNTIMES = ("runc", "casemate")
 CNI_PLUGINS = TOOLS / "containernetworking-plugins" / "root/usr/lib/cni"
 RUNC = TOOLS / "bin" / "runc"
 
