@@ -124,6 +124,7 @@ def _open_files(stage: Stage) -> None:
     data.mkdir()
     with loop_device(stage, size=8 << 20) as loop:
         stage.sh(f"mkfs.ext4 -q {loop}; mount {loop} {data}; echo kept > {data}/file")
+        assert os.path.exists(f"/proc/fs/ext4/{os.path.basename(loop)}")
         stage.pod.attach("one", stage.tree(stage.root("first")), stage.volumes(data))
         script = "exec 3</v0/file; cat >/dev/null; cat <&3; cat /v0/file; cat /who"
         streams = stage.start("one", "sh", "-c", script, volumes=1)
@@ -141,7 +142,7 @@ def _open_files(stage: Stage) -> None:
         stage.pod.detach("one")
         # Nobody holds the file system any more: when the host unmounts it, it is free.
         stage.sh(f"umount {data}")
-        assert wait_for(lambda: stage.sh(f"losetup -d {loop}; losetup -l -n {loop} 2>/dev/null || true") == "")
+        assert wait_for(lambda: not os.path.exists(f"/proc/fs/ext4/{os.path.basename(loop)}"))
 
 
 # ---- processes
