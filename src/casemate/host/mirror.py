@@ -35,7 +35,7 @@ MAX_INTERFACES = 16
 MAX_ADDRESSES = 64
 MAX_ROUTES = 256
 MAX_NEIGHBOURS = 256
-PORTS = "61000 65000"
+PORTS = "61000 64999"
 """Local ports of the namespace's own programs: above those that Linux gives out by itself, 32768 to 60999
 (``net.ipv4.ip_local_port_range``)."""
 _PORT_RANGE = "net/ipv4/ip_local_port_range"
