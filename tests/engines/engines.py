@@ -252,6 +252,8 @@ sandbox_image = "{pause}"
 stream_server_address = "127.0.0.1"
 stream_server_port = "0"
 disable_apparmor = true
+# A pod's own score is less than one without CAP_SYS_RESOURCE can give.
+restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{plugins}"
 conf_dir = "{networks}"
