@@ -192,7 +192,7 @@ def _namespaces(linux: dict[str, Any], join: Callable[[str, str], str]) -> list[
     for entry in get_list(linux, "namespaces", MAX_NAMESPACES):
         if not isinstance(entry, dict):
             raise bad("a namespace must be an object")
-        own_network = own_network or entry.get("type") == "network"
+        own_network = own_network or (entry.get("type") == "network" and entry.get("path") is None)
         if entry.get("container") is not None:
             other = system.get_id(entry, "container")
             name = NAMESPACES.get(str(entry.get("type")))

@@ -90,7 +90,6 @@ class Container:
         self._created = False
         self._started = False
         self._shares = False
-        self._root = ""
 
     # ---- start
 
@@ -119,7 +118,6 @@ class Container:
                 memory=cgroup.capacity(self._places.cgroups),
                 join=lambda other, kind: self._join(other, kind, opened),
             )  # fmt: skip
-            self._root = spec["root"]["path"]
             self._prepare(made)
             self._write_json("config.json", spec)
             words = ["run", "--detach"] if run else ["create"]
@@ -438,20 +436,20 @@ class Container:
 
             shm.leave(f"{self._places.base}/shm", self)
         if self._created:
-            self._let_go()
+            let_go(self._places, self.identifier)
         self.ended.set()
         if self._watch is not None:
             self._watch.close()
 
-    def _let_go(self) -> None:
-        """Give the host back the file systems that it has shown for this container: what was written is with it then,
-        and it can take them away."""
-        for path in (self._root, f"{self._places.base}/volumes/{self.identifier}"):
-            try:
-                if path:
-                    system.unmount(path)
-            except OSError as error:
-                system.log(f"{path} cannot be let go: {error.strerror}")
+
+def let_go(places: Places, identifier: str) -> None:
+    """Give the host back the file systems that it has shown for a container: what was written is with it then, and it
+    can take them away. They are mounts of their own in the guest, made by the kernel when somebody looked."""
+    for path in (f"{places.share}/{identifier}", f"{places.base}/volumes/{identifier}"):
+        try:
+            system.unmount(path)
+        except OSError as error:
+            system.log(f"{path} cannot be let go: {error.strerror}")
 
 
 def _remove_tree(directory: str) -> None:

@@ -134,9 +134,11 @@ def apply(entries: list[Any]) -> None:
     if len(macs) < len(wanted):
         raise bad("two interfaces have the same hardware address")
     with _lock, Netlink() as link:
-        link.request(netlink.RTM_NEWLINK, 0, netlink.link_body(1, True), "lo")  # always the first of a namespace
         deadline = monotonic() + PATIENCE
         found = {interface.mac: _find(interface.mac, deadline) for interface in wanted}
+        # The loopback interface is always the first of a namespace. This also waits until the kernel is done with an
+        # interface that it has just told of: its settings are the last thing that it makes.
+        link.request(netlink.RTM_NEWLINK, 0, netlink.link_body(1, True), "lo")
         for mac in [mac for mac in _applied if mac not in macs]:
             _retire(link, mac)
         _rename(link, [(*found[i.mac], i.name) for i in wanted if i.name is not None])

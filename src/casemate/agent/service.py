@@ -6,7 +6,7 @@ import os
 
 from casemate.agent import machine, system
 from casemate.agent.cgroup import PARENT
-from casemate.agent.container import Container, Places
+from casemate.agent.container import Container, Places, let_go
 from casemate.agent.process import Process, Streams
 from casemate.agent.processes import Reaper
 from casemate.agent.system import get_dict, get_id, get_int
@@ -178,6 +178,7 @@ class Service:
         with self._lock:
             container = self._containers.get(identifier)
         if container is None:
+            let_go(self._places, identifier)  # somebody may have looked once more since it has ended
             return {}
         if not container.ended.is_set():
             container.kill()
@@ -186,6 +187,7 @@ class Service:
         with self._lock:
             if self._containers.get(identifier) is container:
                 del self._containers[identifier]
+        let_go(self._places, identifier)
         return {}
 
     def _network(self, params: dict[str, Any]) -> dict[str, Any]:
