@@ -97,19 +97,22 @@ class HostGroup:
         Raises:
             HostError: the kernel refuses one. Those of controllers that this host does not have are left out.
         """
-        from casemate.pod.bounds import writes
-
-        available = set(self._group.directories)
-        new = {controller for controller in available if self.is_new(controller)}
         tasks = None if overhead_mib is None else MACHINE_TASKS
-        for one in writes(resources, available, new, (overhead_mib or 0) << 20, tasks):
-            directory = self._group.directories[one.controller]
-            for text in one.texts:
-                self._write(directory / one.name, text, one.optional)
+        self._write_bounds(resources, (overhead_mib or 0) << 20, tasks)
         if self.unit:
             from casemate.pod import systemd
 
             systemd.set_properties(self.unit, systemd.properties(resources, (overhead_mib or 0) << 20, tasks))
+
+    def _write_bounds(self, resources: dict[str, Any], overhead: int, tasks: int | None) -> None:
+        from casemate.pod.bounds import writes
+
+        available = set(self._group.directories)
+        new = {controller for controller in available if self.is_new(controller)}
+        for one in writes(resources, available, new, overhead, tasks):
+            directory = self._group.directories[one.controller]
+            for text in one.texts:
+                self._write(directory / one.name, text, one.optional)
 
     def _write(self, path: Path, text: str, optional: bool) -> None:
         if path.name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
@@ -184,14 +187,13 @@ def make(
     trees = cgroups.hierarchies(every=True) if trees is None else trees
     unit = ""
     made: list[tuple[Hierarchy, Path]] = []
+    overhead, tasks = (overhead_mib or 0) << 20, None if overhead_mib is None else MACHINE_TASKS
     try:
         if systemd:
             from casemate.pod import systemd as manager
 
             wanted = manager.Unit.parse(path, id)
-            tasks = None if overhead_mib is None else MACHINE_TASKS
-            bounds = manager.properties(resources or {}, (overhead_mib or 0) << 20, tasks)
-            manager.start(wanted, id, pid, bounds)
+            manager.start(wanted, id, pid, manager.properties(resources or {}, overhead, tasks))
             unit = wanted.name
             places = [(tree, tree.mount / wanted.path[1:]) for tree in trees]
         else:
@@ -200,7 +202,9 @@ def make(
             _make(tree, directory, ours=bool(unit))
             made.append((tree, directory))
         group = HostGroup(made, unit)
-        group.bound(resources or {}, overhead_mib)
+        # Systemd knows the bounds already. To tell it again would have it remove the groups of hierarchies that it
+        # does not use, as long as they are empty.
+        group._write_bounds(resources or {}, overhead, tasks)
         if pid:
             group.add(pid)
         return group

@@ -125,6 +125,8 @@ def start(unit: Unit, id: str, pid: int, bounds: Sequence[Property]) -> None:
             stop(unit.name)
             raise HostError(f"systemd did not start {unit.name} in {SCOPE_SECONDS:g} s", "see 'systemctl list-jobs'")
         time.sleep(0.002)
+    # It does one thing at a time: when it answers this, it has moved the process in every hierarchy.
+    _call("GetUnit", "s", unit.name)
 
 
 def _is_in(pid: int, unit: str) -> bool:

@@ -367,7 +367,20 @@ def test_systemd_makes_the_scope(old: Kernel, monkeypatch: pytest.MonkeyPatch) -
     ):  # fmt: skip
         assert part in line
     assert words[-1] == "0" and int(count) == 12
-    assert calls[1][:3] == ["SetUnitProperties", "sba(sv)", "docker-abc.scope"]
+    assert calls[1] == ["GetUnit", "s", "docker-abc.scope"]
+    group.bound({"memory": {"limit": 1 << 20}})
+    assert calls.pop() == [
+        "SetUnitProperties",
+        "sba(sv)",
+        "docker-abc.scope",
+        "true",
+        "1",
+        "MemoryMax",
+        "t",
+        str(1 << 20),
+    ]
+    group.bound(RESOURCES, 256)
+    calls.pop()
     assert group.unit == "docker-abc.scope"
     assert old.text("memory/system.slice/docker-abc.scope/memory.limit_in_bytes") == str((64 + 256) << 20)
     (old.path / "memory/system.slice/docker-abc.scope/cgroup.procs").write_text("")
