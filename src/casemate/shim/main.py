@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-NAME = "containerd-shim-casemate-v2"
+NAME = "containerd-shim-casemate-v2"  # also in start.py, which is not to be loaded for this
 USAGE = f"""Usage of {NAME}:
   {NAME} [flags] start | delete
 

@@ -25,6 +25,7 @@ GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id", "io.kub
 NEWEST_VERSION = 3
 """Of the task service, which a containerd of version 2 asks for; 1.7 and older ones ask for 2."""
 MAX_SPEC = 16 << 20
+NAME = "containerd-shim-casemate-v2"
 _NULL = "/dev/null"
 
 
@@ -171,6 +172,7 @@ def _serve_and_exit(listener: socket.socket, path: str, flags: dict[str, Any]) -
     code = 1
     try:
         os.setsid()
+        _rename(f"{NAME} -namespace {flags['namespace']} -id {flags['id']} -address {flags['address']}")
         for number in (0, 1):
             null = os.open(_NULL, os.O_RDWR)
             os.dup2(null, number)
@@ -186,6 +188,23 @@ def _serve_and_exit(listener: socket.socket, path: str, flags: dict[str, Any]) -
         _log("error", f"the shim ends: {type(error).__name__}: {error}")
     finally:
         os._exit(code)
+
+
+def _rename(words: str) -> None:
+    """Show other words in ps(1): those of containerd's own shims, by which people and scripts know a shim's container.
+
+    They go where the kernel has put our arguments (proc(5), ``arg_start``), which are longer: an interpreter runs us.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        start_at, end_at = int(fields[45]), int(fields[46])
+        size = end_at - start_at
+        if start_at and 0 < size < 1 << 20:
+            text = words.encode().replace(b" ", b"\0")[: size - 1]
+            ctypes.memmove(start_at, text.ljust(size, b"\0"), size)
 
 
 def _open_log() -> int:

@@ -115,6 +115,8 @@ def test_start_prints_an_address_and_leaves_a_shim(shims: Shims) -> None:
     assert address == f"unix://{start.socket_path('/run/c.sock', 'tests', 'box', str(shims.sockets))}"
     (pid,) = shims.pids
     assert os.getsid(pid) == pid
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    assert words == [main.NAME.encode(), b"-namespace", b"tests", b"-id", b"box", b"-address", b"/run/c.sock"]
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     assert {os.readlink(f"/proc/{pid}/fd/{number}") for number in (0, 1)} == {"/dev/null"}
     own = int(Path("/proc/self/oom_score_adj").read_text())
