@@ -156,7 +156,8 @@ class Runtime:
         self.kind = kind
         self.env = env
         self.directory = directory
-        self.root = env.run / f"{kind}-{next(_numbers)}"
+        self.mark = f"{env.base.name}-{kind}-{next(_numbers)}"
+        self.root = env.run / self.mark
         self.log = directory / "log.json"
         self.containers: list[Container] = []
 
@@ -213,7 +214,7 @@ class Runtime:
 
     def new_id(self) -> str:
         """An id that no other container on this machine has: it names a control group."""
-        return f"{self.env.base.name}-{self.kind}-{next(_numbers)}"
+        return f"{self.mark}-{next(_numbers)}"
 
     def create(
         self,
@@ -292,7 +293,7 @@ def left(runtime: Runtime) -> list[str]:
         for path in runtime.root.iterdir():
             found += [f"{path}/{name}" for name in os.listdir(path)] if path.name == ".pods" else [str(path)]
     for top, names, _ in os.walk("/sys/fs/cgroup"):
-        found += [os.path.join(top, name) for name in names if runtime.env.base.name in name]
+        found += [os.path.join(top, name) for name in names if f"{runtime.mark}-" in name]
     return found
 
 
