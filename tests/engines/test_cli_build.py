@@ -41,7 +41,7 @@ def default_runtime(cli: Client, request: pytest.FixtureRequest) -> Iterator[Non
     dockerd: Service = request.getfixturevalue("dockerd")
 
     def choose(runtime: str) -> None:
-        engines.settings(cli.host, **{"default-runtime": runtime})
+        engines.settings(cli.host, "docker", **{"default-runtime": runtime})
         dockerd.send(signal.SIGHUP)
         eventually(lambda: cli.out("info", "--format", "{{.DefaultRuntime}}") == runtime, "it is read")
 
@@ -69,7 +69,7 @@ def test_build(cli: Client, tmp_path: Path) -> None:
 @pytest.mark.feature("build")
 def test_failing_step(cli: Client, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(f"FROM {BOX}\nRUN echo before; exit 5\nRUN echo after\n")
-    done = cli("build", tmp_path)
+    done = cli("build", "--force-rm", tmp_path)
     assert done.returncode != 0
     said = (done.stdout + done.stderr).decode()
     assert "before" in said and "exit status 5" in said.replace("non-zero code: 5", "exit status 5")

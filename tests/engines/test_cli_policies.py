@@ -96,7 +96,7 @@ def test_events(cli: Client) -> None:
 @pytest.mark.feature("restart of the daemon")
 def test_live_restore(cli: Client, dockerd: Service, containerd: Service) -> None:
     """Containers live on while dockerd, and containerd too, are away, whichever way they ended."""
-    engines.settings(cli.host, **{"live-restore": True})
+    engines.settings(cli.host, "docker", **{"live-restore": True})
     dockerd.send(signal.SIGHUP)
     eventually(lambda: cli.out("info", "--format", "{{.LiveRestoreEnabled}}") == "true", "the setting is read")
     with contextlib.ExitStack() as stack:
