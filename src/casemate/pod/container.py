@@ -182,6 +182,8 @@ class Container:
         self.aborted: ProcessExit | None = None
         """Why it is not to come up, or did not end by itself."""
         self.ending = False
+        self.ended = False
+        """Whether it no longer keeps the sandbox alive, though its end may still have to be told."""
         self.starting = threading.Lock()
         """Held while it is started, so that its end is told after its start."""
         self.oom_told = threading.Event()

@@ -40,6 +40,8 @@ EXEC_SECONDS = 5.0
 """How long other processes of a container may outlive its first one, which in most of them ends them all."""
 OOM_SECONDS = 5.0
 """How long the end of a container may wait until the host's control group has seen a kill for want of memory."""
+TELL_SECONDS = 30.0
+"""How long telling the ends of all containers may take."""
 OOM_INTERVAL = 15.0
 """How often it is made to see one."""
 
@@ -155,6 +157,11 @@ class PodKeeper:
             self.kill(self.get(str(request["id"])))
         first.close()
         self._over.wait()
+        with self._lock:
+            containers = list(self._containers.values())
+        deadline = time.monotonic() + TELL_SECONDS
+        for container in containers:  # another may have been the last, and this one is still being told of
+            container.init.done.wait(max(0.0, deadline - time.monotonic()))
         self._finish()
         self._server.linger()
 
@@ -533,7 +540,8 @@ class PodKeeper:
         container.oom_told.wait(OOM_SECONDS)
         self._set_end(task, end)
         with self._lock:
-            last = not any(one.live and one is not container for one in self._containers.values())
+            container.ended = True
+            last = not any(one.live and not one.ended for one in self._containers.values())
             self._ending = self._ending or last
             sandbox = self._sandbox
         if last and sandbox is not None and (end.oom or not end.error):
@@ -576,7 +584,7 @@ class PodKeeper:
         """End when nothing is left that could live."""
         with self._lock:
             sandbox = self._sandbox
-            if not self._up or sandbox is None or any(one.live for one in self._containers.values()):
+            if not self._up or sandbox is None or any(one.live and not one.ended for one in self._containers.values()):
                 return
             self._ending = True
         sandbox.flush()  # those that have ended meanwhile left it to the one that did not come up

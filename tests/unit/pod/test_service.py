@@ -23,6 +23,7 @@ from casemate.errors import (
     UsageError,
 )
 from casemate.keeper.control import Connection
+from casemate.pod.container import Container
 from casemate.pod.service import machine_memory
 from casemate.sandbox import ProcessExit
 from tests.unit.pod.keepers import SPEC, House, Peer, opened
@@ -719,3 +720,57 @@ def test_the_pod_is_on_record(house: House) -> None:
     assert house.pod is not None
     record = json.loads((house.pod.path / "pod.json").read_text())
     assert (record["keeper"], record["memory_mib"], record["guest"]) == (os.getpid(), 1024, {"kernel": "6.1.0"})
+
+
+def test_many_come_and_go_at_once(house: House) -> None:
+    house.running("keep")
+    errors: list[BaseException] = []
+
+    def live(number: int) -> None:
+        try:
+            for turn in range(3):
+                id = f"c{number}-{turn}"
+                peer = house.running(id)
+                inner = house.exec(id, "e")
+                house.sandbox.end(id, house.keeper._containers[id].tasks["e"].key, 1)  # type: ignore[union-attr]
+                assert inner.wait() == 1
+                if turn == 0:
+                    house.store.remove(id, force=True)
+                    assert peer.wait() == 137
+                else:
+                    house.sandbox.end(id, None, number)
+                    assert peer.wait() == number
+                    house.store.remove(id)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=live, args=(number,)) for number in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert house.client.info()["containers"] == {"keep": "running"} and house.store.ids() == ["keep"]
+    house.sandbox.end("keep", None, 0)
+    house.join()
+    assert house.sandbox.names().count("flush") == 1
+
+
+def test_the_last_two_may_end_at_the_same_moment(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = house.running("one"), house.running("two")
+    barrier = threading.Barrier(2)
+    update = Container.update
+
+    def both(self: Container, *arguments: Any, **changes: Any) -> bool:
+        if changes.get("status") == "stopped":
+            barrier.wait(10)  # neither is on record as stopped when the other looks
+        return update(self, *arguments, **changes)
+
+    monkeypatch.setattr(Container, "update", both)
+    threads = [threading.Thread(target=house.sandbox.end, args=(id, None, 3)) for id in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    assert (first.wait(), second.wait()) == (3, 3)
+    house.join()
+    assert house.sandbox.names().count("flush") == 1
+    assert [(record.status, record.exit_code) for record in house.store.list()] == [("stopped", 3)] * 2
