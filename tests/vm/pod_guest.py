@@ -182,7 +182,7 @@ class FakePod(PodSandbox):
             self.calls.append((call, argument))
             self.changed.notify_all()
 
-    def until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Wait until ``condition`` holds; it is looked at after each call that the sandbox gets."""
         with self.changed:
             assert self.changed.wait_for(condition, seconds), self.calls
@@ -253,7 +253,7 @@ class FakePod(PodSandbox):
 
     def connect(self, port: int) -> ProcessStreams:
         try:
-            sock = self.inside(lambda: socket.create_connection(("127.0.0.1", port), timeout=5))
+            sock = self.inside(lambda: socket.create_connection(("127.0.0.1", port), timeout=60))
         except OSError as error:
             raise CasemateError(f"port {port}: {error.strerror}") from None
         sock.settimeout(None)
@@ -262,7 +262,7 @@ class FakePod(PodSandbox):
     def serve_dns(self, addresses: Sequence[str]) -> ProcessStreams:
         """The test plays the agent, at :attr:`dns`."""
         self.dns, there = socket.socketpair()
-        self.dns.settimeout(20)
+        self.dns.settimeout(60)
         self.sockets.append(self.dns)
         self.told("serve_dns", tuple(addresses))
         return ProcessStreams(SocketStream(there), SocketStream(there.dup()), None)

@@ -12,12 +12,14 @@ from tests.vm.pod_guest import EngineNamespace
 
 SERVER = "127.0.0.11"
 """Where the name server listens."""
+WAIT = 60.0
+"""Seconds that anything may take which has to happen."""
 
 
 def listen(address: str, port: int = 0, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.settimeout(10)
+    sock.settimeout(WAIT)
     sock.bind((address, port))
     if kind == socket.SOCK_STREAM:
         sock.listen()
@@ -25,7 +27,7 @@ def listen(address: str, port: int = 0, kind: socket.SocketKind = socket.SOCK_ST
 
 
 def connect(address: str, port: int) -> socket.socket:
-    return socket.create_connection((address, port), timeout=10)
+    return socket.create_connection((address, port), timeout=WAIT)
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -47,7 +49,7 @@ def exchange(server: socket.socket, dial: Callable[[], socket.socket], size: int
     def serve() -> None:
         peer, who = server.accept()
         with peer:
-            peer.settimeout(10)
+            peer.settimeout(WAIT)
             seen.append(who[0])
             peer.sendall(read_all(peer))
 
@@ -80,6 +82,8 @@ class NameServer:
         self.tcp = engine.inside(lambda: listen(SERVER, 53))
         self.further = socket.create_server((outer, 53), family=socket.AF_INET6 if ":" in outer else socket.AF_INET)
         self.further_udp = listen(outer, 53, socket.SOCK_DGRAM)
+        for sock in (self.udp, self.tcp, self.further_udp):
+            sock.settimeout(None)  # it serves as long as the test lasts
         self.threads = [
             threading.Thread(target=work, daemon=True)
             for work in (self.serve_udp, self.serve_tcp, self.outside, self.outside_tcp)
@@ -126,7 +130,7 @@ class NameServer:
 
 def connected(address: tuple[str, int], kind: socket.SocketKind) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, kind)
-    sock.settimeout(10)
+    sock.settimeout(WAIT)
     sock.connect(address)
     return sock
 

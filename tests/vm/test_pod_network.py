@@ -27,7 +27,7 @@ from casemate.pod.resolver import Resolver
 from casemate.sandbox import Interface, Neighbour, Route
 from tests.vm.host_tools import in_child, needs_root
 from tests.vm.pod_guest import HOST4, HOST6, EngineNamespace, FakePod, bridge, new_host, new_netns, sh
-from tests.vm.pod_peers import SERVER, NameServer, answer_to, connect, connected, exchange, listen, read_all
+from tests.vm.pod_peers import SERVER, WAIT, NameServer, answer_to, connect, connected, exchange, listen, read_all
 
 pytestmark = needs_root
 
@@ -129,14 +129,14 @@ def test_link_local_addresses_are_the_same_in_the_guest_and_work() -> None:
 
         def server_at() -> socket.socket:
             sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-            sock.settimeout(10)
+            sock.settimeout(WAIT)
             sock.bind((address, 0, 0, socket.if_nametoindex("eth0")))
             sock.listen()
             return sock
 
         def dial() -> socket.socket:
             sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-            sock.settimeout(10)
+            sock.settimeout(WAIT)
             sock.connect((address, port, 0, scope))
             return sock
 
@@ -257,7 +257,7 @@ def test_programs_in_the_namespace_still_hear_answers(family: int, kind: socket.
                     exchange(server, lambda: where(lambda: connect(*address)), 200_000)  # noqa: B023
                     continue
                 with where(lambda: socket.socket(server.family, kind)) as client:
-                    client.settimeout(10)
+                    client.settimeout(WAIT)
                     client.connect(address)
                     for size in (10, 1400):
                         client.send(bytes(size))
@@ -297,7 +297,7 @@ def test_a_refused_connection_is_refused_once_and_by_the_guest() -> None:
         with pytest.raises(ConnectionRefusedError):
             one.inside(lambda: connect(HOST4, 81))  # the reset is an answer too
         with one.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
-            client.settimeout(10)
+            client.settimeout(WAIT)
             client.connect((HOST4, 81))
             client.send(b"question")
             with pytest.raises(ConnectionRefusedError):  # and so is an ICMP error
@@ -622,11 +622,11 @@ def test_many_changes_are_few_calls_and_the_last_one_is_right() -> None:
             return len([a for one in calls[-1] for a in one.interface.addresses if "." in a]) if calls else 0
 
         with news:
-            assert news.wait_for(lambda: addresses() == 60, 20)
+            assert news.wait_for(lambda: addresses() == 60, WAIT)
             assert len(calls) <= 3  # the link-local addresses may come later
         namespaces.in_netns(netns, lambda: sh("ip addr flush dev a0"))
         with news:
-            assert news.wait_for(lambda: addresses() == 0, 20)
+            assert news.wait_for(lambda: addresses() == 0, WAIT)
         watch.close()
         watch.close()
         before = len(calls)
@@ -644,7 +644,7 @@ def test_a_watch_that_was_overrun_reads_anew(monkeypatch: pytest.MonkeyPatch) ->
         news, go = threading.Condition(), threading.Event()
 
         def changed(found: list[Found]) -> None:
-            go.wait(20)
+            go.wait(WAIT)
             with news:
                 calls.append(found)
                 news.notify_all()
@@ -657,7 +657,7 @@ def test_a_watch_that_was_overrun_reads_anew(monkeypatch: pytest.MonkeyPatch) ->
         namespaces.in_netns(netns, lambda: sh(f"ip -batch - <<'END'\n{batch}\nEND"))
         go.set()
         with news:
-            assert news.wait_for(lambda: any(len(one.interface.addresses) >= 60 for one in (calls or [[]])[-1]), 20)
+            assert news.wait_for(lambda: any(len(one.interface.addresses) >= 60 for one in (calls or [[]])[-1]), WAIT)
         watch.close()
         os.close(netns)
 

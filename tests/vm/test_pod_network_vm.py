@@ -117,7 +117,7 @@ def _traffic(scene: Scene) -> None:
         with listen(address) as server:
             port = server.getsockname()[1]
             exchange(server, lambda: engine.inside(lambda: connect(address, port)))  # noqa: B023
-    scene.ask(f"ping -c 1 -W 5 {HOST4} && busybox ping6 -c 1 -W 5 {HOST6}")
+    scene.ask(f"ping -c 1 -W 60 {HOST4} && busybox ping6 -c 1 -W 60 {HOST6}")
 
     # What the engine changes arrives, and connections stay.
     with connect(engine.v4, 80) as client:
@@ -135,10 +135,10 @@ def _traffic(scene: Scene) -> None:
         bridge("br1", 31)
         engine.link("eth1", net=31, bridge="br1")
         scene.until("busybox ip addr", has="172.31.0.10/24")
-        scene.ask("ping -c 1 -W 5 172.31.0.1 && busybox ping6 -c 1 -W 5 fd00:31::1")
+        scene.ask("ping -c 1 -W 60 172.31.0.1 && busybox ping6 -c 1 -W 60 fd00:31::1")
         sh("ip link delete v10eth1")
         scene.until("busybox ip addr", lacks="eth1")
-        scene.ask(f"ping -c 1 -W 5 {HOST4}")
+        scene.ask(f"ping -c 1 -W 60 {HOST4}")
         client.sendall(b"and now")
         assert client.recv(100) == b"and now"
     assert scene.log == []
