@@ -71,20 +71,22 @@ def cli(request: pytest.FixtureRequest, engine_host: Host) -> Iterator[Client]:
     assert not left, f"containers that no test has removed: {left}"
 
 
-@pytest.fixture
-def feature(request: pytest.FixtureRequest) -> str:
-    """The feature that a test is about."""
-    return str(next(request.node.iter_markers("feature")).args[0])
+def client(item: pytest.Item) -> str:
+    """The engine and runtime that a test runs with, such as ``docker-casemate``; runc is the ``control``."""
+    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    for name, engine in (("cli", ""), ("cri", "cri-"), ("ctr", "ctr-"), ("runtime", "docker-")):
+        if name in parameters:
+            return f"{engine}{parameters[name]}".replace("-runc", "-control")
+    return ""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """One worker for each file and command line, so that what tests share is made once."""
+    """One worker for each file and client, so that what tests share is made once."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.engines)
-            parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{parameters.get('cli', '')}"))
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{client(item)}"))
     return (yield)
 
 
@@ -93,11 +95,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Note what each test of a feature has shown; ``scripts/compatibility`` makes a table of it."""
     report = yield
     if (report.when == "call" or report.failed) and HERE in item.path.parents:
-        parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
         line = {
-            "test": item.nodeid,
+            "test": item.nodeid.partition("@")[0],  # xdist adds the group
             "features": [name for mark in item.iter_markers("feature") for name in mark.args],
-            "client": str(parameters.get("cli", "")),
+            "client": client(item),
             "outcome": report.outcome,
             "seconds": round(report.duration, 2),
         }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -130,7 +131,7 @@ class Host:
         while True:
             found = [f"process {pid}: {words}" for pid, words in self.processes().items()]
             found += [f"mount {line}" for line in self.mounts()]
-            found += [f"in {self.base}/run: {path}" for path in self.left()]
+            found += [f"in /run/casemate: {path}" for path in self.left()]
             if not found or time.monotonic() > deadline:
                 return found
             # There is no one event for "all of it is gone"; this only looks again.
@@ -144,11 +145,10 @@ class Host:
         return [line for line in lines if line.split()[4].startswith(str(self.base)) and line.split()[4] not in kept]
 
     def left(self) -> list[str]:
-        """Files of sandboxes that casemate left below its run directory."""
-        script = "cd /run/casemate 2>/dev/null && find . -mindepth 1 ! -type d ! -name '*.lock' ! -name 'accelerator*'"
-        return self(
-            "sh", "-c", script + " | grep -E '[0-9a-f]{12}|/uids/[0-9]+' || true"
-        ).stdout.decode().split()  # fmt: skip
+        """What casemate has left of sandboxes and containers below its run directory."""
+        found = self("find", "/run/casemate", "-mindepth", "1", "-maxdepth", "2", "-printf", "%P\\n").stdout.decode()
+        kept = re.compile(r"runtime|runtime/\.pods|uids|uids/owners|boots(/.*)?|.*\.lock|probe-.*\.json")
+        return [path for path in found.splitlines() if not kept.fullmatch(path)]
 
 
 @dataclass

@@ -127,7 +127,7 @@ def test_character_devices(cli: Client) -> None:
         cli.out(*words)
 
 
-@pytest.mark.feature("many files")
+@pytest.mark.feature("-v of directories, files and named volumes")
 def test_programs_from_the_host(cli: Client) -> None:
     """A bound tree with links and libraries: the host's own Python runs from it."""
     from tests.engines.images import PYTHON, PYTHON_VOLUME

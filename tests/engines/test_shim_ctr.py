@@ -276,7 +276,7 @@ def test_many_at_once(ctr: Ctr) -> None:
     assert said == [b"%d\n" % number for number in range(count)]
 
 
-@pytest.mark.feature("containerd restart")
+@pytest.mark.feature("restart of containerd")
 def test_containers_outlive_containerd(ctr: Ctr, containerd: Service) -> None:
     script = 'trap "exit 6" TERM; echo up; while :; do sleep 0.1; done'
     log = ctr.host.base / f"restart-{ctr.kind}"
