@@ -59,7 +59,7 @@ class Bundle:
     def runtime(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [RUNTIME, "--log", self.log, "--log-format", "json", *words], env=self.env.variables, text=True,
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=100, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=250, check=False,
         )  # fmt: skip
 
     def create(self) -> str:
