@@ -209,6 +209,23 @@ def test_volumes_are_in_place_and_in_their_tree_in_order(place: Place) -> None:
 
 
 @alone
+def test_what_the_guest_has_of_its_own_is_not_shown_to_it(place: Place) -> None:
+    volumes = (
+        Volume("/first", str(place.path / "data")),
+        Volume("/groups", str(place.path / "data"), passed=False),
+        Volume("/third", str(place.path / "data/file")),
+    )
+    spec = {"hooks": {"createContainer": [hook(f"mount --bind {place.path}/data groups/sub")]}}
+    own_mounts()
+    with standing(place.blueprint(*volumes, hooks=(spec, {}), hooked=True)) as made:
+        assert inside(made, "cat /groups/file /groups/sub/file") == "datadata"
+        attach(made.volumes, place.path / "volumes")
+        assert sorted(os.listdir(place.path / "volumes")) == ["0", "1", "2"]
+        assert os.listdir(place.path / "volumes/1") == []
+        assert (place.path / "volumes/2").read_text() == "data"
+
+
+@alone
 def test_a_writable_volume_is_the_same_directory_everywhere(place: Place) -> None:
     own_mounts()
     with standing(place.blueprint(Volume("/data", str(place.path / "data")))) as made:

@@ -307,16 +307,21 @@ def stdio(terminal: console.Console | None) -> dict[str, int]:
 
 def _volumes(spec: dict[str, Any], planned: Any) -> tuple[standin.Volume, ...]:
     from casemate.oci.bundle import is_bind
+    from casemate.pod.mounts import GUEST_VOLUMES
 
-    binds = iter(planned.volumes)
+    # The guest has some things of its own, such as control groups: it must not see the host's then.
+    shown = {mount["source"] for mount in planned.spec.get("mounts", ()) if mount.get("type") == "bind"}
+    place = os.path.join(GUEST_VOLUMES, os.path.basename(planned.spec["root"]["path"]))
+    numbers = iter(range(len(planned.volumes)))
     made = []
     for mount in spec.get("mounts", ()):
         if is_bind(mount):
-            volume = next(binds)
+            number = next(numbers)
+            volume = planned.volumes[number]
             made.append(
                 standin.Volume(
                     volume.destination, volume.source, recursive=volume.recursive, read_only=volume.read_only,
-                    follows=volume.follows,
+                    follows=volume.follows, passed=f"{place}/{number}" in shown,
                 )
             )  # fmt: skip
         else:

@@ -49,13 +49,15 @@ class Volume:
         recursive: whether the mounts below ``source`` come along.
         read_only: whether the host's copy takes no writes.
         follows: whether mounts that the host makes below ``source`` later appear.
+        passed: whether the guest gets it. What it has no use for it must not see: its kernel reads all that it is
+            shown, whatever the container does. An empty entry keeps the place in the tree.
     """
 
-    __slots__ = ("destination", "follows", "kind", "read_only", "recursive", "source")
+    __slots__ = ("destination", "follows", "kind", "passed", "read_only", "recursive", "source")
 
     def __init__(
         self, destination: str, source: str | None, *, kind: str = "bind", recursive: bool = True,
-        read_only: bool = False, follows: bool = False,
+        read_only: bool = False, follows: bool = False, passed: bool = True,
     ) -> None:
         self.destination = destination
         self.source = source
@@ -63,6 +65,7 @@ class Volume:
         self.recursive = recursive
         self.read_only = read_only
         self.follows = follows
+        self.passed = passed
 
 
 class Blueprint:

@@ -26,6 +26,8 @@ KERNEL_TYPES = frozenset(
 )
 """File systems of the host's kernel: never passed on to a guest, not even when a hook mounts them."""
 MAX_LINKS = 40
+GUESTS, NOWHERE = -1, -2
+"""In place of a volume's number: a file system that the guest has of its own; a volume that it does not get."""
 FROM_EMPTY = syscalls.MOVE_MOUNT_F_EMPTY_PATH
 REFUSED = {
     stat.S_IFSOCK: ("a UNIX socket", "whoever listens on it is on another kernel; use a TCP port"),
@@ -43,7 +45,7 @@ class Trees:
         self._rootfs = blueprint.rootfs
         self._place = -1
         self._root_tree = -1
-        self._inside: list[tuple[str, int]] = []  # what was mounted in place: path, number of the volume or -1
+        self._inside: list[tuple[str, int]] = []  # what was mounted in place: path; number of the volume, or other
         self._known: set[str] = set()
 
     def prepare(self) -> None:
@@ -81,7 +83,7 @@ class Trees:
                 mounts.tmpfs(target, size=1 << 20, inodes=1024)
         finally:
             os.close(target)
-        self._inside.append((path, -1))
+        self._inside.append((path, GUESTS))
 
     def _bind(self, volume: Volume, number: int) -> None:
         source = volume.source or ""
@@ -100,26 +102,27 @@ class Trees:
         tree = _copy(syscalls.AT_FDCWD, source, recursive=volume.recursive)
         try:
             _shape(tree, volume)
+            target, path = self._target(volume.destination, directory=directory)
+            try:
+                syscalls.move_mount(tree, "", target, "", FROM_EMPTY | syscalls.MOVE_MOUNT_T_EMPTY_PATH)
+            finally:
+                os.close(target)
             entry = os.path.join(self._blueprint.scratch, str(number))
             if directory:
                 os.mkdir(entry, 0o755)
             else:
                 os.close(os.open(entry, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-            syscalls.move_mount(tree, "", syscalls.AT_FDCWD, entry, FROM_EMPTY)
-            again = _copy(tree, "", recursive=True)  # only now: kernels before 6.15 copy no mount that hangs nowhere
-            try:
-                target, path = self._target(volume.destination, directory=directory)
+            if volume.passed:
+                again = _copy(tree, "", recursive=True)  # only now: kernels before 6.15 copy none that hangs nowhere
                 try:
-                    syscalls.move_mount(again, "", target, "", FROM_EMPTY | syscalls.MOVE_MOUNT_T_EMPTY_PATH)
+                    syscalls.move_mount(again, "", syscalls.AT_FDCWD, entry, FROM_EMPTY)
                 finally:
-                    os.close(target)
-            finally:
-                os.close(again)
+                    os.close(again)
         except OSError as error:
             raise HostError(f"cannot mount {source} at {volume.destination}: {error.strerror}") from None
         finally:
             os.close(tree)
-        self._inside.append((path, number))
+        self._inside.append((path, number if volume.passed else NOWHERE))
 
     def _target(self, destination: str, *, directory: bool) -> tuple[int, str]:
         """The place of a mount inside the root filesystem, made when it is missing: a descriptor, and the path that it
@@ -143,12 +146,12 @@ class Trees:
         try:
             made = [line for line in _mountinfo() if line[0] not in self._known] if blueprint.hooked else []
             root = self._with_hooks_mounts(root, made)
-            if any(number >= 0 for _, number in self._inside):
+            if any(volume.source is not None for volume in blueprint.volumes):
                 volumes = _copy(syscalls.AT_FDCWD, blueprint.scratch, recursive=True)
             if blueprint.read_only:
                 syscalls.mount_setattr(self._place, "", syscalls.AT_EMPTY_PATH, set_=syscalls.MOUNT_ATTR_RDONLY)
             for path, number in self._inside:
-                if number < 0:
+                if number == GUESTS:
                     self._close_off(path)
             self._change_root()
         except OSError as error:
@@ -179,7 +182,7 @@ class Trees:
             inside = point[len(rootfs) :]
             over = next((pair for pair in ours if inside == pair[0] or inside.startswith(pair[0] + "/")), None)
             if over is not None and over[1] < 0:
-                continue  # in a file system that the guest has of its own
+                continue  # in something that the guest does not get
             copy = _copy(syscalls.AT_FDCWD, point, recursive=False)
             try:
                 if over is not None:
