@@ -310,3 +310,41 @@ def test_a_creation_may_be_cut_short_at_any_moment(ours: Runtime, seed: int) -> 
     creator.wait(PATIENCE)
     ours("delete", "--force", id, check=True)
     until(lambda: not left(ours), f"left: {left(ours)}", 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["start", "exec", "kill", "delete"])
+@pytest.mark.parametrize("victim", ["keeper", "vmm", "command"])
+def test_a_request_may_be_cut_short_at_any_moment(ours: Runtime, command: str, victim: str) -> None:
+    """Whatever dies while a command is at work, a forced deletion leaves nothing and the host's process ends."""
+    chance = random.Random(f"{command} {victim}")
+    container = ours.create(ours.bundle())
+    info = keeper_of(container).info()
+    if command != "start":
+        container.start()
+    words = {
+        "start": ["start", container.id],
+        "exec": ["exec", "--detach", container.id, "sleep", "1000"],
+        "kill": ["kill", container.id, "KILL"],
+        "delete": ["delete", "--force", container.id],
+    }[command]
+    process = subprocess.Popen(
+        ours.words(*words), env=ours.env.variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(chance.uniform(0.1, 0.8))
+    pid = {"keeper": info["keeper"], "vmm": info["processes"]["vmm"], "command": process.pid}[victim]
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    process.wait(PATIENCE)
+    ours("delete", "--force", container.id, check=True)
+    container.wait()
+    ours("delete", "--force", container.id, check=True)
+    until(lambda: not left(ours), f"left: {left(ours)}", 30)
+    until(lambda: not running_of(info), "the machine's end")
+
+
+def running_of(info: dict[str, Any]) -> set[int]:
+    """The processes of a sandbox that still run."""
+    return running({info["keeper"], *info["processes"].values()})
