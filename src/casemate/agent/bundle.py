@@ -107,6 +107,7 @@ def complete(
     for key in ("mountLabel", "intelRdt"):
         linux.pop(key, None)
     made.sysctl = _namespaces(linux, join)
+    _packet_filters(process)
     _devices(linux)
     _resources(linux, params, memory)
     _host_only(spec)
@@ -219,6 +220,18 @@ def _sysctl_path(key: str) -> str:
     if not all(part not in ("", ".", "..") for part in key.split("/")) or not key.isprintable() or len(key) > 256:
         raise bad(f"{key[:100]!r} is no name of a setting")
     return f"/proc/sys/{key}"
+
+
+def _packet_filters(process: dict[str, Any]) -> None:
+    """Have the older packet filters there for a container that may set them: their tools do not ask the kernel for them
+    but a program which containers do not have."""
+    capabilities = process.get("capabilities")
+    bounding = capabilities.get("bounding") if isinstance(capabilities, dict) else None
+    if isinstance(bounding, list) and "CAP_NET_ADMIN" in bounding:
+        from casemate.agent import modules
+
+        modules.load("ip_tables")
+        modules.load("ip6_tables")
 
 
 def _devices(linux: dict[str, Any]) -> None:

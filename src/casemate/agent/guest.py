@@ -24,7 +24,7 @@ DEVICE_PATIENCE = 30.0
 NOFILE = 524288
 """Open files of the agent, and at most of a container's process: a new one begins with the usual bound."""
 MODPROBE = "/usr/lib/casemate/modprobe"
-"""What the kernel starts when somebody asks for what a module brings, see :mod:`casemate.agent.modules`."""
+"""What the kernel starts when somebody asks for what a module brings."""
 
 _STRICT = MS_NOSUID | MS_NOEXEC | MS_NODEV
 MOUNTS = (

@@ -28,7 +28,7 @@ from casemate.vm.guest.bundle import GuestBundle
 from casemate.vm.guest.lock import locked
 from casemate.vm.guest.modules import ModuleTree
 from casemate.vm.guest.packages import Package
-from casemate.vm.guest.recipe import Architecture, architecture
+from casemate.vm.guest.recipe import BUSYBOX, Architecture, architecture
 from casemate.vm.guest.tools import require
 
 Progress = Callable[[str], None]
@@ -209,7 +209,7 @@ def _stage(store: Path, listed: Sequence[Package], made: Path, progress: Progres
         (result / ("vmlinux" if plain else "bzimage")).write_bytes(plain or image)
         tree = ModuleTree(modules)
         progress("making the initial root")
-        busybox = next(p for p in (unpacked / "bin/busybox", unpacked / "usr/bin/busybox") if p.exists())
+        busybox = next(path for name in BUSYBOX if (path := unpacked / name).exists())
         (result / "initrd.cpio").write_bytes(initrd.build(busybox.read_bytes(), tree))
         progress("making the root tree")
         rootfs.stage(unpacked, tree, result / "root")

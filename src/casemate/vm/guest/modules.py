@@ -28,6 +28,8 @@ class ModuleTree:
     """
 
     def __init__(self, directory: Path) -> None:
+        self.release = directory.name
+        """The kernel's release, as in ``uname -r``."""
         self._files: dict[str, Path] = {}
         for path in sorted(directory.rglob("*.ko*")):
             self._files[_canonical(path.name.split(".ko")[0])] = path
@@ -59,15 +61,18 @@ class ModuleTree:
             self._visit(_canonical(name), done, ())
         return done
 
-    def index(self, names: Iterable[str]) -> str:
-        """What the agent reads to find modules: a line for each with its name, what it needs, and its aliases."""
-        lines = []
+    def tables(self, names: Iterable[str]) -> dict[str, str]:
+        """The files by which modprobe(8) finds what to load, by their names, as depmod(8) would make them.
+
+        Arguments:
+            names: the modules that are there, all in one directory.
+        """
+        needs, others = [], []
         for name in names:
-            data = self.read(name)
-            needs = [other for word in depends(data, name) if (other := _canonical(word)) not in self._builtin]
-            words = [name, ",".join(needs) or "-", *sorted({_canonical(alias) for alias in aliases(data, name)})]
-            lines.append(" ".join(words) + "\n")
-        return "".join(lines)
+            chain = self.order((name,))[-2::-1]  # what a module needs directly comes before what that needs
+            needs.append(f"{name}.ko:" + "".join(f" {other}.ko" for other in chain) + "\n")
+            others += [f"alias {alias} {name}\n" for alias in sorted(set(aliases(self.read(name), name)))]
+        return {"modules.dep": "".join(needs), "modules.alias": "".join(others)}
 
     def _visit(self, name: str, done: list[str], above: tuple[str, ...]) -> None:
         if name in done or name in self._builtin:
@@ -87,9 +92,8 @@ def depends(module: bytes, name: str) -> list[str]:
 
 
 def aliases(module: bytes, name: str) -> list[str]:
-    """Other names under which the kernel may ask for a module; none of those that are patterns, which are for devices
-    that a guest does not have."""
-    return [text for text in _information(module, name, b"alias=") if not set(text) & set("*?[ ")]
+    """Other names under which the kernel may ask for a module, or patterns of them."""
+    return [text for text in _information(module, name, b"alias=") if text and " " not in text]
 
 
 def _information(module: bytes, name: str, key: bytes) -> list[str]:

@@ -70,7 +70,7 @@ EXTRA_MODULES = (
     "overlay", "tun", "veth", "bridge", "br_netfilter", "dummy", "loop",
     # What iptables, in both of its kinds, and nft need for what containers do: filter, rewrite, count connections.
     "nft_compat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_ct", "nft_limit", "nft_log",
-    "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_fib_inet",
+    "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nf_log_syslog",
     "iptable_filter", "iptable_nat", "iptable_mangle", "iptable_raw",
     "ip6table_filter", "ip6table_nat", "ip6table_mangle", "ip6table_raw",
     "xt_conntrack", "xt_MASQUERADE", "xt_nat", "xt_addrtype", "xt_comment", "xt_multiport", "xt_state", "xt_tcpudp",
@@ -84,6 +84,8 @@ ROOT_SERIAL = "casemate-root"
 """Serial number of the block device with the root image; any other is not touched."""
 
 AGENT_HOME = "/usr/lib/casemate"
+BUSYBOX = ("bin/busybox", "usr/bin/busybox")
+"""Where the package may have the program."""
 
 # Parts of Python's library that an agent which talks JSON over a file descriptor has no use for.
 _DROP = """

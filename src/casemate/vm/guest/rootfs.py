@@ -1,4 +1,4 @@
-"""The root image: Python, crun, their libraries, the agent; no shell and no package manager.
+"""The root image: Python, crun, their libraries, the agent, modprobe; no shell and no package manager.
 
 Two steps, because they change at different times. :func:`stage` makes a tree from packages; :func:`image` adds the
 agent and makes an EROFS image of it. The tree's own Python compiles all code, whatever Python runs casemate: byte code
@@ -19,6 +19,7 @@ from casemate.vm.guest.modules import ModuleTree
 from casemate.vm.guest.recipe import (
     AGENT_HOME,
     BASE_MODULES,
+    BUSYBOX,
     DEVICE_MODULES,
     ENCODINGS_KEEP,
     EXTENSIONS_KEEP,
@@ -38,12 +39,6 @@ _INIT = """import sys
 sys.path.insert(0, {home!r})
 from casemate.agent.main import main
 sys.exit(main())
-"""
-_MODPROBE = """#!/usr/bin/python3 -ISu
-import sys
-sys.path.insert(0, {home!r})
-from casemate.agent.modules import main
-sys.exit(main(sys.argv))
 """
 _UUID = "63617365-6d61-7465-0000-000000000001"
 
@@ -98,12 +93,17 @@ def stage(unpacked: Path, tree: ModuleTree, into: Path) -> None:
     (into / "usr/bin/python3").symlink_to(python)
     _libraries(unpacked, [*programs, *extensions], into)
     _compile(into, library, 2)
-    modules = into / AGENT_HOME.strip("/") / "modules"
+    modules = into / "usr/lib/modules" / tree.release
     modules.mkdir(parents=True)
-    extra = tree.order(name for name in (*BASE_MODULES, *DEVICE_MODULES.values(), *EXTRA_MODULES) if tree.has(name))
-    for name in extra:
+    names = tree.order(name for name in (*BASE_MODULES, *DEVICE_MODULES.values(), *EXTRA_MODULES) if tree.has(name))
+    for name in names:
         (modules / f"{name}.ko").write_bytes(tree.read(name))
-    (modules / "index").write_text(tree.index(extra))
+    for file, text in tree.tables(names).items():
+        (modules / file).write_text(text)
+    # Under this name it does nothing else. Python would take a second, and the kernel asks dozens of times.
+    home = into / AGENT_HOME.strip("/")
+    home.mkdir(parents=True)
+    _copy(next(path for name in BUSYBOX if (path := unpacked / name).exists()), home / "modprobe")
 
 
 def image(staged: Path, sources: Sequence[tuple[str, bytes]], work: Path, output: Path) -> None:
@@ -124,8 +124,6 @@ def image(staged: Path, sources: Sequence[tuple[str, bytes]], work: Path, output
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     (home / "agent-init").write_text(_INIT.format(home=AGENT_HOME))
-    (home / "modprobe").write_text(_MODPROBE.format(home=AGENT_HOME))
-    (home / "modprobe").chmod(0o755)
     _compile(root, home, 0)
     _check_imports(root, sources)
     _plain_modes(root)

@@ -42,8 +42,9 @@ def elf(sections: dict[str, bytes], order: str = "<") -> bytes:
     return ident + head + body + b"".join(headers)
 
 
-def module(*needs: str) -> bytes:
-    return elf({".text": b"code", ".modinfo": b"license=GPL\0depends=" + ",".join(needs).encode() + b"\0name=x\0"})
+def module(*needs: str, aliases: tuple[str, ...] = ()) -> bytes:
+    info = ["license=GPL", "depends=" + ",".join(needs), "name=x", *(f"alias={alias}" for alias in aliases)]
+    return elf({".text": b"code", ".modinfo": "".join(f"{text}\0" for text in info).encode()})
 
 
 def test_elf_section_in_both_byte_orders() -> None:
@@ -182,6 +183,18 @@ def test_modules_come_after_what_they_need(tree: Path) -> None:
     modules = ModuleTree(tree)
     assert modules.order(["virtio_blk", "virtio"]) == ["virtio_ring", "virtio", "virtio_blk"]
     assert modules.has("virtio_blk") and modules.has("crc32") and not modules.has("other")
+
+
+def test_tables_for_modprobe(tree: Path) -> None:
+    put(tree, "top.ko", "mid", "low", "crc32")
+    put(tree, "mid.ko", "low")
+    (tree / "kernel/drivers/low.ko").write_bytes(module(aliases=("net-pf-9", "block-major-7-*", "a b", "fs-low")))
+    modules = ModuleTree(tree)
+    assert modules.release == tree.name
+    assert modules.tables(modules.order(["top"])) == {
+        "modules.dep": "low.ko:\nmid.ko: low.ko\ntop.ko: mid.ko low.ko\n",
+        "modules.alias": "alias block-major-7-* low\nalias fs-low low\nalias net-pf-9 low\n",
+    }
 
 
 def test_compressed_module_is_read(tree: Path) -> None:
