@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from casemate.shim.loop import Steps
     from casemate.shim.shim import Shim
+    from casemate.shim.wire import Table
 
 EXECS_END_SECONDS = 5.0
 """How long the end of a container waits for the ends of its added processes, which are told first."""
@@ -36,17 +37,19 @@ class Container:
         shim: whose it is.
         request: ``CreateTaskRequest``.
         options: ``containerd.runc.v1.Options``.
+        told: whether what happens to it is told to containerd.
     """
 
-    def __init__(self, shim: Shim, request: dict[str, Any], options: dict[str, Any]) -> None:
+    def __init__(self, shim: Shim, request: dict[str, Any], options: dict[str, Any], *, told: bool = True) -> None:
         self._shim = shim
+        self._told = told
         self.id: str = request["id"]
         self.bundle: str = request["bundle"]
         self.options = options
         self.runtime = Runtime(
             shim.loop, shim.children, options, shim.namespace, self.bundle, debug=shim.debug
         )
-        self.root = os.path.join(self.bundle, "rootfs") if request["rootfs"] else ""
+        self.root = os.path.join(self.bundle, rootfs.DIRECTORY) if request["rootfs"] else ""
         """Where the mounts are; empty where containerd left the root filesystem to the client."""
         names = Names(request["stdin"], request["stdout"], request["stderr"], request["terminal"])
         self.init = Process("", names)
@@ -172,6 +175,10 @@ class Container:
         if late is not None:
             self._shim.loop.spawn(self._exited(process, *late))
 
+    def _tell(self, table: Table, event: dict[str, Any]) -> None:
+        if self._told:
+            self._shim.publish(table, event)
+
     # --- the ends of processes ---
 
     def _reaped(self, process: Process, code: int) -> None:
@@ -190,10 +197,10 @@ class Container:
         process.exited_at = at
         if process.streams is not None:
             process.streams.process_ended()
-        if process is self.init:
+        if process is self.init and self._told:
             self._shim.before_exit(self)
         exit_event = {"container_id": self.id, "id": process.exec_id or self.id, "pid": process.pid}
-        self._shim.publish(messages.TASK_EXIT, {**exit_event, **process.exited()})
+        self._tell(messages.TASK_EXIT, {**exit_event, **process.exited()})
         process.ended.set()
         if was_paused:  # runc deletes no container that it takes for paused
             with contextlib.suppress(RuntimeFailed):
@@ -248,7 +255,7 @@ class Container:
                 self.published(process)
                 raise status.StatusError(status.UNKNOWN, f"OCI runtime start failed: {error.said}") from None
             process.status = messages.RUNNING
-            self._shim.publish(messages.TASK_START, {"container_id": self.id, "pid": process.pid})
+            self._tell(messages.TASK_START, {"container_id": self.id, "pid": process.pid})
             self.published(process)
         finally:
             process.lock.give()
@@ -300,7 +307,7 @@ class Container:
             process.spec = None
             process.status = messages.RUNNING
             started = {"container_id": self.id, "exec_id": process.exec_id, "pid": process.pid}
-            self._shim.publish(messages.TASK_EXEC_STARTED, started)
+            self._tell(messages.TASK_EXEC_STARTED, started)
             self.published(process)
         finally:
             process.lock.give()

@@ -123,7 +123,7 @@ def _act(flags: dict[str, Any], action: str) -> int:
         raise ValueError(f"unknown action {action}")
     from casemate.shim.start import serve_here
 
-    return serve_here(flags)
+    return serve_here(flags, _read_stdin())
 
 
 def _read_stdin() -> bytes:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+DIRECTORY = "rootfs"
+"""Where in a bundle the root filesystem is."""
 MAX_DATA = 4095
 """Most bytes of options that mount(2) takes."""
 

@@ -49,6 +49,8 @@ class Shim:
         self.debug = debug
         self.containers: dict[str, Container] = {}
         self.creating: set[str] = set()
+        self.sandbox: Container | None = None
+        """The pod's own container, where the Sandbox service made it."""
         self.server: Server | None = None
         self.on_end: list[Callable[[], None]] = []
         """Called when the shim begins to end, before anything else."""
@@ -92,7 +94,8 @@ class Shim:
     def deleted(self, container: Container) -> None:
         """A container is gone."""
         keeper = container.keeper
-        if keeper is not None and not any(one.keeper is keeper for one in self.containers.values()):
+        others = [*self.containers.values(), *([self.sandbox] if self.sandbox is not None else [])]
+        if keeper is not None and not any(one.keeper is keeper for one in others):
             self._keepers.pop(keeper.path, None)
             keeper.close()
 

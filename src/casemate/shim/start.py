@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from casemate.shim.shim import Shim
+
 SOCKET_DIRECTORY = "/run/containerd/s"
 """Where containerd's shims have their sockets. It does not look there: the address is told."""
 SOCKETS_VARIABLE = "CASEMATE_SHIM_SOCKETS"
@@ -26,6 +28,7 @@ NEWEST_VERSION = 3
 """Of the task service, which a containerd of version 2 asks for; 1.7 and older ones ask for 2."""
 MAX_SPEC = 16 << 20
 NAME = "containerd-shim-casemate-v2"
+SANDBOX = "containerd.runtime.sandbox.v1.Sandbox"
 _NULL = "/dev/null"
 
 
@@ -33,10 +36,13 @@ def grouping(container_id: str, bundle: str = ".") -> str:
     """What the containers of one shim have in common: a pod's id, or the container's own.
 
     Raises:
-        OSError, ValueError: the bundle has no specification, or a damaged one.
+        OSError, ValueError: its specification is damaged.
     """
-    with open(os.path.join(bundle, "config.json"), "rb") as file:
-        spec = json.loads(file.read(MAX_SPEC))
+    try:
+        with open(os.path.join(bundle, "config.json"), "rb") as file:
+            spec = json.loads(file.read(MAX_SPEC))
+    except FileNotFoundError:  # of a sandbox: the shim itself is to write it
+        return container_id
     annotations = spec.get("annotations") if isinstance(spec, dict) else None
     for name in GROUPS:
         value = annotations.get(name) if isinstance(annotations, dict) else None
@@ -111,12 +117,12 @@ def start(flags: dict[str, Any], stdin: bytes) -> int:
     listener = bind(path)
     if listener is not None:
         try:
-            shim_cgroup = _shim_cgroup(stdin)
+            chosen = _options(stdin)
             pid = os.fork()
             if pid == 0:
-                _serve_and_exit(listener, path, flags)
+                _serve_and_exit(listener, path, flags, chosen)
             listener.close()
-            _settle(pid, shim_cgroup)
+            _settle(pid, chosen["shim_cgroup"])
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -127,12 +133,13 @@ def start(flags: dict[str, Any], stdin: bytes) -> int:
     return 0
 
 
-def _shim_cgroup(stdin: bytes) -> str:
+def _options(stdin: bytes) -> dict[str, Any]:
+    """The runtime's options; the defaults where they are none that we know (containerd 2.3 sends something else)."""
     with contextlib.suppress(wire.WireError):
         any_message = wire.decode(messages.ANY, stdin)
         if messages.type_name(any_message) in (messages.RUNC_OPTIONS.name, messages.RUNTIME_OPTIONS.name):
-            return str(options.read(any_message)["shim_cgroup"])
-    return ""
+            return options.read(any_message)
+    return options.defaults()
 
 
 def _settle(pid: int, shim_cgroup: str) -> None:
@@ -155,7 +162,7 @@ def _settle(pid: int, shim_cgroup: str) -> None:
         raise
 
 
-def serve_here(flags: dict[str, Any]) -> int:
+def serve_here(flags: dict[str, Any], stdin: bytes) -> int:
     """Serve in this process, on ``-socket`` or the socket inherited as descriptor 3."""
     if flags["socket"]:
         listener = ttrpc.listen(flags["socket"])
@@ -164,11 +171,11 @@ def serve_here(flags: dict[str, Any]) -> int:
         listener = socket.socket(fileno=3)
         name = listener.getsockname()
         path = name if isinstance(name, str) else ""
-    _serve(listener, path, flags)
+    _serve(listener, path, flags, _options(stdin))
     return 0
 
 
-def _serve_and_exit(listener: socket.socket, path: str, flags: dict[str, Any]) -> None:
+def _serve_and_exit(listener: socket.socket, path: str, flags: dict[str, Any], chosen: dict[str, Any]) -> None:
     code = 1
     try:
         os.setsid()
@@ -182,7 +189,7 @@ def _serve_and_exit(listener: socket.socket, path: str, flags: dict[str, Any]) -
         keep = listener.fileno()
         os.closerange(3, keep)  # ours, and what containerd's maker has left open
         os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
-        _serve(listener, path, flags)
+        _serve(listener, path, flags, chosen)
         code = 0
     except BaseException as error:
         _log("error", f"the shim ends: {type(error).__name__}: {error}")
@@ -223,7 +230,7 @@ def _log(level: str, message: str) -> None:
         os.write(2, line.encode())
 
 
-def _serve(listener: socket.socket, path: str, flags: dict[str, Any]) -> None:
+def _serve(listener: socket.socket, path: str, flags: dict[str, Any], chosen: dict[str, Any]) -> None:
     """Serve until the shim is told to end."""
     import gc
 
@@ -245,14 +252,32 @@ def _serve(listener: socket.socket, path: str, flags: dict[str, Any]) -> None:
     directory = os.path.dirname(path) or SOCKET_DIRECTORY
     shim = Shim(loop, children, publisher, flags["namespace"], socket_directory=directory, debug=flags["debug"])
     take_exit_signals(loop, shim)
-    service = Task(shim).service()
-    shim.server = ttrpc.Server(loop, listener, {name: service for name in NAMES})
+    task = Task(shim).service()
+    services = Services({name: task for name in NAMES}, shim, chosen)
+    shim.server = ttrpc.Server(loop, listener, services)
     shim.on_end.append(lambda: _remove(path))
     os.chdir("/")  # the bundle goes before we do
     gc.collect()
     gc.freeze()
     loop.run_until(shim.ended)
     shim.server.close()
+
+
+class Services(dict[str, "ttrpc.Service"]):
+    """The services by name. The one for sandboxes is loaded when it is asked for, by few clients."""
+
+    def __init__(self, services: dict[str, ttrpc.Service], shim: Shim, chosen: dict[str, Any]) -> None:
+        super().__init__(services)
+        self._shim = shim
+        self._chosen = chosen
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The service of that name."""
+        if name == SANDBOX and name not in self:
+            from casemate.shim.sandbox import Sandbox
+
+            self[name] = Sandbox(self._shim, self._chosen).service()
+        return super().get(name, default)
 
 
 def _remove(path: str) -> None:

@@ -223,5 +223,5 @@ class Task:
     def shutdown(self, call: Call, request: Message) -> None:
         """End the shim, unless it still has containers."""
         call.reply({})
-        if not self._shim.containers and not self._shim.creating:
+        if not self._shim.containers and not self._shim.creating and self._shim.sandbox is None:
             self._shim.shut_down()

@@ -206,9 +206,10 @@ def test_delete_does_not_depend_on_a_bundle(shims: Shims) -> None:
 
 def test_what_cannot_be_started(shims: Shims) -> None:
     (shims.tmp / "empty").mkdir()
+    (shims.tmp / "empty" / "config.json").write_text("{")
     for words, code, text in (
         (("-id", "x", "start"), 1, "namespace cannot be empty"),
-        (("-namespace", "n", "-id", "x", "start"), 1, "config.json"),
+        (("-namespace", "n", "-id", "x", "start"), 1, "Expecting property name"),
         (("-namespace", "n", "-id", "../x", "delete"), 1, "container id"),
         (("-namespace", "n", "fly"), 1, "unknown action"),
         (("-nothing",), 2, "flag provided but not defined"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casemate.shim import messages, metrics, sandbox, wire
+from casemate.shim import messages, metrics, sandbox_messages, wire
 from casemate.shim.wire import BOOL, BYTES, INT32, INT64, MAP, MESSAGE, STRING, UINT32, UINT64, Table, WireError
 
 EVERYTHING = Table(
@@ -25,7 +25,8 @@ EVERYTHING = Table(
 
 def _tables() -> list[Table]:
     found: dict[str, Table] = {EVERYTHING.name: EVERYTHING}
-    todo = [one for module in (messages, metrics, sandbox) for one in vars(module).values() if isinstance(one, Table)]
+    modules = (messages, metrics, sandbox_messages)
+    todo = [one for module in modules for one in vars(module).values() if isinstance(one, Table)]
     while todo:
         table = todo.pop()
         found[table.name] = table
