@@ -153,7 +153,8 @@ def _settle(pid: int, shim_cgroup: str) -> None:
                 if os.path.isdir(directory):
                     with open(os.path.join(directory, "cgroup.procs"), "w") as file:
                         file.write(str(pid))
-        with open(f"/proc/{os.getppid()}/oom_score_adj") as file:
+        maker = os.getppid() or os.getpid()  # 0: it is in another PID namespace
+        with open(f"/proc/{maker}/oom_score_adj") as file:
             score = int(file.read())
         with open(f"/proc/{pid}/oom_score_adj", "w") as file:
             file.write(str(min(1000, score + 1)))
