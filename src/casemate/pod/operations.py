@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from casemate.errors import CasemateError, ContainerError, NotRunning, UsageError
 from casemate.pod.container import Container, size_of
+from casemate.pod.home import Home
 from casemate.pod.network import log_line
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class Operations:
         task = container.add_exec(exec_id, int(request.get("pid") or 0))
         try:
             task.standin = self._keeper.meet(container, task, fds)
+            if request.get("pid"):
+                with contextlib.suppress(CasemateError):  # it ends just now, and so will the exec
+                    Home.group(container).add(int(request["pid"]))
             process = request["process"]
             streams = self._keeper.machine().exec(
                 container.name, str(task.key), process, "stdin" in fds, size_of(request)
