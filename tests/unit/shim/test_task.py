@@ -72,12 +72,12 @@ def test_the_start_is_told_before_the_end(world: World) -> None:
 
 
 def test_a_process_that_ends_at_once(world: World) -> None:
-    for number in range(10):
+    for number in range(5):
         name = f"box{number}"
         world.run(name, "true")
         world.call("Wait", id=name)
         world.call("Delete", id=name)
-    assert world.topics(40) == ["create", "start", "exit", "delete"] * 10
+    assert world.topics(20) == ["create", "start", "exit", "delete"] * 5
 
 
 def test_waiters_that_come_late_and_many(world: World) -> None:
