@@ -104,19 +104,6 @@ def load(bundle: str) -> dict[str, Any]:
     return result
 
 
-def configured_run() -> str:
-    """The directory for what lasts until the next boot, of casemate's configuration.
-
-    The configuration's reader weighs as much as half of the shim; where there is no file to read, it is not loaded.
-    """
-    first = os.environ.get("CASEMATE_CONFIG") or "/etc/casemate/config.toml"
-    if not os.path.exists(first) and not os.path.isdir(os.path.join(os.path.dirname(first), "config.d")):
-        return "/run/casemate"
-    from casemate.config import load as load_config
-
-    return str(load_config().run)
-
-
 def binary(options: dict[str, Any]) -> str:
     """The runtime's program: what the options name, or ``casemate-runtime`` from the PATH or from beside ourselves."""
     import sys

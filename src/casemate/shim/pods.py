@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from casemate.shim.children import Children
     from casemate.shim.loop import Steps
 
 MAX_MESSAGE = 4 << 20
@@ -155,14 +156,23 @@ class Keeper:
             self._events = None
 
 
-def run_directory() -> str:
-    """Where keepers have their sockets: the configuration's ``run``. A machine without one needs nothing loaded."""
-    directory = os.environ.get("CASEMATE_RUN")
-    if directory:
-        return directory
-    from casemate.shim.options import configured_run
+def run_directory(children: Children) -> Steps[str]:
+    """Where keepers have their sockets: ``run`` of casemate's configuration.
 
-    return configured_run()
+    The configuration's reader would make the shim heavier by a quarter. It is asked in a process of its own, and where
+    there is no file to read, not at all.
+    """
+    directory = os.environ.get("CASEMATE_RUN")
+    first = os.environ.get("CASEMATE_CONFIG") or "/etc/casemate/config.toml"
+    if directory or not (os.path.exists(first) or os.path.isdir(os.path.join(os.path.dirname(first), "config.d"))):
+        return directory or "/run/casemate"
+    return os.fsdecode((yield from children.compute(_configured)))
+
+
+def _configured() -> bytes:
+    from casemate.config import load
+
+    return os.fsencode(load().run)
 
 
 def record(root: str, container_id: str) -> dict[str, Any]:
@@ -175,9 +185,9 @@ def record(root: str, container_id: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def control_socket(pod: str) -> str:
+def control_socket(run: str, pod: str) -> str:
     """The control socket of a pod's keeper."""
-    return os.path.join(run_directory(), pod[:SHORT_ID], "control.sock")
+    return os.path.join(run, pod[:SHORT_ID], "control.sock")
 
 
 # --- figures ---

@@ -59,6 +59,15 @@ class Shim:
         self._publisher = publisher
         self._writing: list[Future] = []
         self._keepers: dict[str, pods.Keeper] = {}
+        self._run = Future()
+        """Where keepers have their sockets; it stays undone where that cannot be told, and the command line is used."""
+        loop.start(pods.run_directory(children)).then(self._found)
+
+    def _found(self, run: Future) -> None:
+        if run.error is None:
+            self._run.set(run.value)
+        else:
+            self.loop.complain(f"casemate's configuration: {run.error}")
 
     # --- containers ---
 
@@ -81,15 +90,17 @@ class Shim:
         """A container is there, and its creation has been told."""
         pod = pods.record(container.runtime.root, container.id).get("pod")
         if isinstance(pod, str) and pod:
-            path = pods.control_socket(pod)
-            container.keeper = self._keepers.get(path)
-            if container.keeper is None:
-                container.keeper = self._keepers[path] = pods.Keeper(self.loop, path)
-                container.keeper.follow(self._pod_event)
+            self._run.then(lambda run: self._adopt(container, pods.control_socket(run.value, pod)))
             return
         from casemate.shim import cgroups
 
         container.cgroups = cgroups.find(container.init.pid)
+
+    def _adopt(self, container: Container, path: str) -> None:
+        container.keeper = self._keepers.get(path)
+        if container.keeper is None:
+            container.keeper = self._keepers[path] = pods.Keeper(self.loop, path)
+            container.keeper.follow(self._pod_event)
 
     def deleted(self, container: Container) -> None:
         """A container is gone."""

@@ -81,10 +81,15 @@ class FakeKeeper:
         self.thread.join(10)
 
 
-@pytest.fixture
-def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKeeper]:
+@pytest.fixture(params=["environment"])
+def keeper(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[FakeKeeper]:
     run = Path(tempfile.mkdtemp(prefix="cm"))
-    monkeypatch.setenv("CASEMATE_RUN", str(run))
+    if request.param == "environment":
+        monkeypatch.setenv("CASEMATE_RUN", str(run))
+    else:
+        monkeypatch.delenv("CASEMATE_RUN", raising=False)
+        monkeypatch.setenv("CASEMATE_CONFIG", str(run / "config.toml"))
+        (run / "config.toml").write_text(f'run = "{run}"\n' if request.param == "file" else "run = 5\n")
     made = FakeKeeper(run)
     yield made
     made.close()
@@ -121,6 +126,23 @@ def test_the_keeper_is_asked_and_no_program_started(keeper: FakeKeeper, pod: Wor
     kill: dict[str, Any] = {"op": "kill", "id": "box", "exec": None, "signal": 15, "all": False, "fds": []}
     assert keeper.requests[-1] == kill
     assert verbs(pod) == ["create", "start", "delete"]
+
+
+@pytest.mark.parametrize("keeper", ["file"], indirect=True)
+def test_the_configuration_says_where_keepers_are(keeper: FakeKeeper, pod: World) -> None:
+    pod.run("box", "sleep", "60")
+    pod.until(lambda: keeper.subscribers)
+    keeper.answers["kill"] = lambda request: _kill(pod, request)
+    pod.remove("box")
+    assert verbs(pod) == ["create", "start", "delete"]
+
+
+@pytest.mark.parametrize("keeper", ["broken"], indirect=True)
+def test_with_a_broken_configuration_the_command_line_is_asked(keeper: FakeKeeper, pod: World) -> None:
+    pod.run("box", "sleep", "60")
+    pod.remove("box")
+    assert verbs(pod) == ["create", "start", "kill", "delete"]
+    assert keeper.requests == []
 
 
 def _kill(world: World, request: dict[str, Any]) -> dict[str, Any]:
