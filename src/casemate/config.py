@@ -7,9 +7,7 @@ file wins key by key. ``CASEMATE_CONFIG`` names another first file (its drop-ins
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import platform
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from casemate.errors import ConfigError
 DEFAULT_FILE = Path("/etc/casemate/config.toml")
 ACCELERATORS = ("auto", "kvm", "tcg")
 TRANSPORTS = ("auto", "serial", "vsock")
+NETWORK = "10.87.0.0/16"
 RUN_LENGTH = 81
 """Most characters of ``run``: with ``/0123456789ab/control.sock`` it has to fit into a socket address (unix(7))."""
 
@@ -59,7 +58,7 @@ class Config:
     """How long ``stop`` waits between the stop signal and SIGKILL."""
     log_size: int = 16
     """How many MiB of a container's output are kept."""
-    network: str = "10.87.0.0/16"
+    network: str = NETWORK
     """Addresses of sandboxes; the first is the gateway's."""
     mtu: int = 1500
     """Largest packet of the sandbox's interface, in bytes."""
@@ -144,6 +143,10 @@ def _check(config: Config) -> None:
     for key, (low, high) in bounds.items():
         if not low <= getattr(config, key) <= high:
             raise ConfigError(f"{key} must be from {low} to {high}, not {getattr(config, key)}")
+    if config.network == NETWORK:
+        return
+    import ipaddress  # only where there is something to check: every command reads the configuration
+
     try:
         network = ipaddress.IPv4Network(config.network)
     except ValueError as error:
@@ -154,4 +157,4 @@ def _check(config: Config) -> None:
 
 def machine() -> str:
     """The processor architecture in the kernel's words, such as ``x86_64``."""
-    return platform.machine()
+    return os.uname().machine
