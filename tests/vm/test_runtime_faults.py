@@ -110,8 +110,8 @@ def test_a_create_that_is_told_to_stop_undoes_itself(ours: Runtime, number: int)
     assert ours.fails("state", id) == "container does not exist"
 
 
-def test_the_agent(ours: Runtime) -> None:
-    """Whoever is root in a guest may end its agent; that ends the guest and nothing else."""
+def test_a_machine_that_hangs(ours: Runtime) -> None:
+    """It is ended by force, and nobody else is held up."""
     bundle = ours.bundle()
     first = ours.create(bundle).start()
     second = ours.create(ours.bundle()).start()
