@@ -106,7 +106,7 @@ SECTIONS: dict[str, tuple[Feature, ...]] = {
     "Storage": (
         Feature("-v of directories, files and named volumes", _with(*_BOTH)),
         Feature("-v and mount propagation", _with(*_BOTH, all_=differs(
-            "mounts below a volume come along when the container is made; later ones do not appear"))),
+            "with rslave the container sees what the host mounts later; off it goes by `umount --lazy` only"))),
         Feature("-v of a UNIX socket", _with(*_BOTH, all_=cannot(
             "the two ends of a socket are in two kernels; use a port"))),
         Feature("--volumes-from, images' files in new volumes", _with(*_BOTH)),

@@ -40,32 +40,32 @@ def start_containerd(host: Host) -> Service:
     return host.serve("containerd", "containerd", "--config", config, ready=base / "c.sock")
 
 
-def start_dockerd(host: Host, name: str = "docker", *options: str, driver: str = "overlay2", **more: Any) -> Service:
-    """Start dockerd on the containerd of a host. Its socket is ``BASE/NAME.sock``.
+def start_dockerd(host: Host, *options: str, driver: str = "overlay2", **more: Any) -> Service:
+    """Start dockerd on the containerd of a host. Its socket is ``BASE/docker.sock``.
 
     Arguments:
         more: settings, as for :func:`settings`.
     """
     base = host.base
-    settings(host, name, **more)
+    settings(host, **more)
     return host.serve(
-        f"{name}d", "dockerd", "--containerd", base / "c.sock", "--host", f"unix://{base}/{name}.sock",
-        "--data-root", base / name, "--exec-root", base / f"{name}-exec", "--pidfile", base / f"{name}.pid",
-        "--config-file", base / f"{name}.json", "--storage-driver", driver, *options, ready=base / f"{name}.sock",
+        "dockerd", "dockerd", "--containerd", base / "c.sock", "--host", f"unix://{base}/docker.sock",
+        "--data-root", base / "docker", "--exec-root", base / "docker-exec", "--pidfile", base / "docker.pid",
+        "--config-file", base / "docker.json", "--storage-driver", driver, *options, ready=base / "docker.sock",
     )  # fmt: skip
 
 
-def settings(host: Host, name: str = "docker", **more: Any) -> None:
-    """Write dockerd's configuration, ``BASE/NAME.json``; a SIGHUP has it read some of it again.
+def settings(host: Host, **more: Any) -> None:
+    """Write dockerd's configuration, ``BASE/docker.json``; a SIGHUP has it read some of it again.
 
     Arguments:
-        more: settings beside the usual ones, or instead of them; None leaves one out.
+        more: settings beside the usual ones, or instead of them, with ``_`` for ``-``; None leaves one out.
     """
     runtimes = {"casemate": {"path": str(host.bin / "casemate-runtime")}}
     pools = [{"base": "10.66.0.0/16", "size": 24}]
-    made = {"runtimes": runtimes, "default-address-pools": pools, "bip": "10.65.0.1/24"} | more
-    written = {key: value for key, value in made.items() if value is not None}
-    (host.base / f"{name}.json").write_text(json.dumps(written))
+    made = {"runtimes": runtimes, "default_address_pools": pools, "bip": "10.65.0.1/24"} | more
+    written = {key.replace("_", "-"): value for key, value in made.items() if value is not None}
+    (host.base / "docker.json").write_text(json.dumps(written))
 
 
 class Client:
@@ -161,15 +161,11 @@ class Docker(Client):
 
     engine = "docker"
 
-    def __init__(self, host: Host, runtime: str, name: str = "docker") -> None:
-        super().__init__(host, runtime)
-        self.name = name
-
     @property
     def variables(self) -> dict[str, str]:
         """Classic builds: BuildKit in dockerd runs a runc of its own choice."""
         base = self.host.base
-        own = {"DOCKER_HOST": f"unix://{base}/{self.name}.sock", "DOCKER_CONFIG": str(base / "home")}
+        own = {"DOCKER_HOST": f"unix://{base}/docker.sock", "DOCKER_CONFIG": str(base / "home")}
         return self.host.variables | own | {"DOCKER_BUILDKIT": "0"}
 
     def command(self, *words: str | os.PathLike[str]) -> list[str]:

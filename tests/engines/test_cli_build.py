@@ -41,7 +41,7 @@ def default_runtime(cli: Client, request: pytest.FixtureRequest) -> Iterator[Non
     dockerd: Service = request.getfixturevalue("dockerd")
 
     def choose(runtime: str) -> None:
-        engines.settings(cli.host, "docker", **{"default-runtime": runtime})
+        engines.settings(cli.host, default_runtime=runtime)
         dockerd.send(signal.SIGHUP)
         eventually(lambda: cli.out("info", "--format", "{{.DefaultRuntime}}") == runtime, "it is read")
 

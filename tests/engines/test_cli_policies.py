@@ -64,8 +64,9 @@ def test_health(cli: Client) -> None:
 def test_out_of_memory(cli: Client) -> None:
     with cli.container("--memory", "48m", "--memory-swap", "48m", BOX, "tail", "/dev/zero") as id:
         assert cli.out("wait", id) == "137"
-        if cli.engine == "docker" and not cli.ours:
-            assert cli.state(id)["OOMKilled"]
+        if cli.engine == "docker":
+            # Docker asks the host's control group, and there was nothing short.
+            assert cli.state(id)["OOMKilled"] == (not cli.ours)
 
 
 @docker
@@ -96,7 +97,7 @@ def test_events(cli: Client) -> None:
 @pytest.mark.feature("restart of the daemon")
 def test_live_restore(cli: Client, dockerd: Service, containerd: Service) -> None:
     """Containers live on while dockerd, and containerd too, are away, whichever way they ended."""
-    engines.settings(cli.host, "docker", **{"live-restore": True})
+    engines.settings(cli.host, live_restore=True)
     dockerd.send(signal.SIGHUP)
     eventually(lambda: cli.out("info", "--format", "{{.LiveRestoreEnabled}}") == "true", "the setting is read")
     with contextlib.ExitStack() as stack:

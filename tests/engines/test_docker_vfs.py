@@ -6,24 +6,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engines.engines import RUNTIMES, Docker, images, start_dockerd
-from tests.engines.host import Host, Service
+from tests.engines.engines import RUNTIMES, Docker, images, start_containerd, start_dockerd
+from tests.engines.host import Host, host
 from tests.engines.images import BOX
 
 
 @pytest.fixture(scope="module")
-def plain(engine_host: Host, containerd: Service) -> Iterator[Service]:
-    """A second dockerd, without networks."""
-    service = start_dockerd(engine_host, "plain", "--bridge=none", "--iptables=false", driver="vfs", bip=None)
-    Docker(engine_host, "runc", "plain").out("load", "-q", "-i", images(engine_host))
-    yield service
-    service.end()
+def plain() -> Iterator[Host]:
+    """A host with a dockerd on vfs and without networks: that takes away the bridge of any other in its host."""
+    with host() as made:
+        start_containerd(made)
+        start_dockerd(made, "--bridge=none", "--iptables=false", driver="vfs", bip=None)
+        Docker(made, "runc").out("load", "-q", "-i", images(made))
+        yield made
 
 
 @pytest.mark.feature("storage drivers")
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_vfs(engine_host: Host, plain: Service, runtime: str) -> None:
-    cli = Docker(engine_host, runtime, "plain")
+def test_vfs(plain: Host, runtime: str) -> None:
+    cli = Docker(plain, runtime)
     assert cli.out("info", "--format", "{{.Driver}}") == "vfs"
     with cli.container("--network", "none", BOX, "sleep", "86400") as id:
         cli.sh(id, "echo words >/written; rm /etc/os-release; ln -s written /link; sync")
