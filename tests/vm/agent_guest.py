@@ -83,7 +83,7 @@ class Guest:
         self.ends: list[tuple[Key, ProcessExit]] = []
         self.ooms: list[str] = []
         self._changed = threading.Condition()
-        self._keys: set[Key] = set()
+        self._scripts = 0
         self.netns = namespaces.new_netns()
         self.machine = Machine(
             self.config, identifier, self.directory, self.run_path,
@@ -139,8 +139,10 @@ class Guest:
     def root(self, identifier: str) -> Path:
         """A root file system with busybox, for a container of that name."""
         root = self.share / identifier
-        for name in ("bin", "dev", "etc", "proc", "sys", "tmp"):
-            (root / name).mkdir(parents=True, exist_ok=True)
+        if root.exists():
+            return root
+        for name in ("bin", "dev", "etc", "proc", "run", "sys", "tmp"):
+            (root / name).mkdir(parents=True)
         shutil.copyfile(BUSYBOX, root / "bin/busybox")
         (root / "bin/busybox").chmod(0o755)
         for name in ("cat", "false", "sh", "sleep", "true"):
@@ -181,11 +183,13 @@ class Guest:
             },
         }  # fmt: skip
 
-    def _sandbox(self) -> dict[str, Any]:
-        return {
+    def first(self) -> None:
+        """Make the container ``first``, which prepares the guest and stays."""
+        self.create("first", "sleep", "100000", sandbox={
             "hostname": "guest", "time_ns": time.time_ns(), "entropy": base64.b64encode(os.urandom(64)).decode(),
             "interfaces": [],
-        }  # fmt: skip
+        })  # fmt: skip
+        self.start("first")
 
     def begin(
         self, method: str, key: Key, params: dict[str, Any], terminal: bool, stdin: bool, size: tuple[int, int] | None
@@ -199,9 +203,8 @@ class Guest:
     ) -> Process:
         """Make a container; its root file system is made where there is none."""
         if spec is None:
-            if not (self.share / identifier).exists():
-                self.root(identifier)
             spec = self.spec(identifier, *args)
+        self.root(identifier)
         spec["process"]["terminal"] = terminal
         params = {"id": identifier, "spec": spec, "user": "", "files": [], "memory": None, "sandbox": None, **more}
         method = "container.run" if run else "container.create"
@@ -222,11 +225,12 @@ class Guest:
         params = {"id": identifier, "exec_id": exec_id, "process": spec, "user": ""}
         return self.begin("container.exec", (identifier, exec_id), params, terminal, stdin, None)
 
-    def sh(self, identifier: str, script: str) -> str:
+    def sh(self, identifier: str, script: str, **more: Any) -> str:
         """Run a shell script in a running container that must succeed; its standard output without the last end."""
-        exec_id = f"sh{len(self._keys)}"
-        self._keys.add((identifier, exec_id))
-        process = self.exec(identifier, exec_id, "sh", "-c", script)
+        with self._changed:
+            self._scripts += 1
+            exec_id = f"sh{self._scripts}"
+        process = self.exec(identifier, exec_id, "sh", "-c", script, **more)
         output, errors = process.output(), process.errors()
         end = process.wait()
         assert end.status == 0, (script, end, output, errors)
@@ -249,6 +253,7 @@ def booted(env: Environment, **more: Any) -> Iterator[Guest]:
     guest = Guest(env, **more)
     try:
         guest.boot()
+        guest.first()
         yield guest
     finally:
         guest.close()

@@ -32,6 +32,21 @@ LEFT = 16
 """Less than this part of the limit being free or freeable is next to nothing."""
 
 
+_lock = threads.Lock()
+_last_common = -LAPSE
+
+
+def _common_turn(now: float) -> bool:
+    """Whether it is time to kill for a want that all containers have together: each one's watch sees it, and who is
+    killed takes a moment to end."""
+    global _last_common
+    with _lock:
+        if now - _last_common < LAPSE:
+            return False
+        _last_common = now
+        return True
+
+
 class Watch:
     """Watches a container's control group until :meth:`close`.
 
@@ -125,7 +140,10 @@ class Watch:
             self._row = 0
         if self._row >= IN_A_ROW:
             self._row = 0
-            self._kill([self._cgroup] if alone else self._all_groups())
+            if alone:
+                self._kill([self._cgroup])
+            elif _common_turn(now):
+                self._kill(self._all_groups())
 
     def _kill(self, groups: list[Cgroup]) -> None:
         """Kill the process of these groups that the kernel would kill (proc_pid_oom_score(5))."""

@@ -134,3 +134,37 @@ def test_membership_is_of_the_group_and_below(tmp_path: Path, child: subprocess.
     child.wait()
     group.relative = own
     assert not group.holds(child.pid)
+
+
+def test_a_want_of_all_ends_the_biggest_of_all(
+    tmp_path: Path, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One watch kills in another container, and the other one tells of it."""
+    monkeypatch.setattr(oom, "_last_common", -oom.LAPSE)
+    monkeypatch.setattr(Group, "crowded", lambda self, part: True)
+    told: list[str] = []
+    own, other = Group(tmp_path, 0), Group(tmp_path, child.pid)
+    own.is_full = other.is_full = False
+    groups: list[Cgroup] = [own, other]
+    heard = threading.Event()
+
+    def tell() -> None:
+        told.append("other")
+        heard.set()
+
+    first = oom.Watch(own, lambda: told.append("own"), lambda: groups)
+    second = oom.Watch(other, tell, lambda: groups)
+    try:
+        press(first, 2)
+        assert child.poll() is None
+        press(first, 1)
+        assert child.wait(20) == -signal.SIGKILL
+        assert heard.wait(20)
+        assert other.oom_kills() == 1 and own.oom_kills() == 0
+        press(second, 3)
+        press(first, 3)
+        assert other.oom_kills() == 1, "each of them sees the same want"
+        assert told == ["other"]
+    finally:
+        first.close()
+        second.close()
