@@ -117,8 +117,7 @@ SECTIONS: dict[str, tuple[Feature, ...]] = {
     ),
     "Resources": (
         Feature("--memory", _with(*_BOTH)),
-        Feature("--memory, when there is not enough", _with("podman", but={
-            "docker": differs("the status is 137, but Docker asks the host's kernel whether memory was the reason")})),
+        Feature("--memory, when there is not enough", _with(*_BOTH)),
         Feature("--cpuset-cpus", _with(*_BOTH)),
         Feature("--pids-limit", _with(*_BOTH)),
     ),

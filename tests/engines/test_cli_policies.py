@@ -64,9 +64,8 @@ def test_health(cli: Client) -> None:
 def test_out_of_memory(cli: Client) -> None:
     with cli.container("--memory", "48m", "--memory-swap", "48m", BOX, "tail", "/dev/zero") as id:
         assert cli.out("wait", id) == "137"
-        if cli.engine == "docker":
-            # Docker asks the host's control group, and there was nothing short.
-            assert cli.state(id)["OOMKilled"] == (not cli.ours)
+        if cli.engine == "docker":  # Podman does not always notice, with runc either
+            assert cli.state(id)["OOMKilled"]
 
 
 @docker
