@@ -65,6 +65,7 @@ def complete(
     files: str,
     cgroup: str,
     memory: int,
+    pids: int,
     join: Callable[[str, str], str],
 ) -> Bundle:
     """Work out a container's specification.
@@ -74,7 +75,7 @@ def complete(
         share: root file systems lie below it.
         files: the directory for files that the host sends; it is made.
         cgroup: the container's control group.
-        memory: how many bytes a container can have.
+        memory, pids: how many bytes, and processes and threads, a container can have.
         join: gives the path of a namespace, from a container and the namespace's name in /proc/PID/ns.
 
     Raises:
@@ -109,7 +110,7 @@ def complete(
     made.sysctl = _namespaces(linux, join)
     _packet_filters(process)
     _devices(linux)
-    _resources(linux, params, memory)
+    _resources(linux, params, memory, pids)
     _host_only(spec)
     return made
 
@@ -250,7 +251,7 @@ def _devices(linux: dict[str, Any]) -> None:
             modules.load("tun")
 
 
-def _resources(linux: dict[str, Any], params: dict[str, Any], memory: int) -> None:
+def _resources(linux: dict[str, Any], params: dict[str, Any], memory: int, pids: int) -> None:
     asked = linux.get("resources")
     if asked is None:
         asked = {}
@@ -258,7 +259,6 @@ def _resources(linux: dict[str, Any], params: dict[str, Any], memory: int) -> No
         raise bad("linux.resources must be an object")
     if params.get("memory") is not None:
         memory = min(memory, get_int(params, "memory", LEAST, 1 << 62))
-    pids = spare_pids()
     made = resources.bounded(asked, memory, pids)
     made["memory"] = {"limit": memory, **made.get("memory", {})}
     made.setdefault("pids", {"limit": pids})

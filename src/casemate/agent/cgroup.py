@@ -51,20 +51,26 @@ def _number(text: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def capacity(root: str = ROOT) -> int:
+def capacity(root: str, pids: int) -> int:
     """How many bytes all containers together can have now: what they have that cannot be freed, and what is available,
     less a reserve. Their common group is bound to a little more than that, so that they can take nothing of the rest,
-    whatever their own bounds come to together."""
+    whatever their own bounds come to together.
+
+    Arguments:
+        pids: how many processes and threads all containers together can have; their group is bound to that too.
+    """
     available = 0
     for line in read_text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024
-    used, current = _fixed(f"{root}/{PARENT}")
+    path = f"{root}/{PARENT}"
+    used, current = _fixed(path)
     most = max(used + available - RESERVE, LEAST)
-    try:
-        write_text(f"{root}/{PARENT}/memory.max", str(max(most + RESERVE // 4, current)))
-    except FileNotFoundError:  # a kernel that does not count memory
-        return most
+    for name, bound in (("memory.max", max(most + RESERVE // 4, current)), ("pids.max", pids)):
+        try:
+            write_text(f"{path}/{name}", str(bound))
+        except FileNotFoundError:
+            continue  # a kernel that does not count this
     return most
 
 

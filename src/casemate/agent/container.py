@@ -112,10 +112,11 @@ class Container:
             size = _size(params)
             _set_console_size(spec["process"], size)
             os.makedirs(self._directory, mode=0o700)
+            pids = bundle.spare_pids()
             made = bundle.complete(
                 spec, params,
                 share=self._places.share, files=self._files_directory, cgroup=self.cgroup.relative,
-                memory=cgroup.capacity(self._places.cgroups),
+                memory=cgroup.capacity(self._places.cgroups, pids), pids=pids,
                 join=lambda other, kind: self._join(other, kind, opened),
             )  # fmt: skip
             self._prepare(made)
@@ -215,7 +216,8 @@ class Container:
         """
         from casemate.agent import resources
 
-        made = resources.bounded(asked, cgroup.capacity(self._places.cgroups), bundle.spare_pids())
+        pids = bundle.spare_pids()
+        made = resources.bounded(asked, cgroup.capacity(self._places.cgroups, pids), pids)
         made.pop("devices", None)  # which devices a container has is settled when it is made
         if resources.unbound(asked):
             self.cgroup.write("cpu.max", "max")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from time import monotonic
 
 from casemate.agent import machine, system
 from casemate.agent.cgroup import PARENT
@@ -180,9 +181,10 @@ class Service:
         if container is None:
             let_go(self._places, identifier)  # somebody may have looked once more since it has ended
             return {}
-        if not container.ended.is_set():
-            container.kill()
-            if not container.ended.wait(DELETE):
+        deadline = monotonic() + DELETE
+        while not container.ended.is_set():
+            container.kill()  # again and again: it may be on its way into being
+            if not container.ended.wait(1.0) and monotonic() > deadline:
                 raise RequestFailed("failed", f"the container {identifier} does not end")
         with self._lock:
             if self._containers.get(identifier) is container:

@@ -131,14 +131,16 @@ def test_many_processes_of_a_group_are_all_seen(tmp_path: Path) -> None:
 def test_capacity_counts_what_containers_have_already(tmp_path: Path) -> None:
     path = tmp_path / "casemate"
     path.mkdir()
-    alone = cgroup.capacity(str(tmp_path))
+    alone = cgroup.capacity(str(tmp_path), 77)
     assert alone == pytest.approx(machine.memory()["mem_available"] - cgroup.RESERVE, abs=256 << 20)
     (path / "memory.current").write_text(str(10 << 30))
     (path / "memory.stat").write_text(f"file {5 << 30}\nshmem {1 << 30}\nslab_reclaimable {2 << 30}\n")
-    (path / "memory.max").write_text("max\n")
-    assert cgroup.capacity(str(tmp_path)) == pytest.approx(alone + (4 << 30), abs=256 << 20)
+    for name in ("memory.max", "pids.max"):
+        (path / name).write_text("max\n")
+    assert cgroup.capacity(str(tmp_path), 77) == pytest.approx(alone + (4 << 30), abs=256 << 20)
     bound = int((path / "memory.max").read_text())
     assert bound >= 10 << 30, "a bound below what they have would end them"
+    assert (path / "pids.max").read_text().startswith("77")
 
 
 def test_files(tmp_path: Path) -> None:
