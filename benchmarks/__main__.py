@@ -10,13 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import measures, report
+import grpc  # type: ignore[import-untyped]
+
+from benchmarks import engines, measures, report
 from benchmarks.measures import BUSYBOX, DEBIAN, Plan
 from benchmarks.runtimes import BundleRuntime, CasemateRuntime, Runtime
 from scripts.debian_image import TAG, build
+from tests.engines.host import Host
 from tests.vm.support import CACHE, CHECKOUT, Casemate, environment, leaks
 
-GROUPS = ("cold", "exec", "stdout", "files", "memory")
+GROUPS = ("cold", "exec", "stdout", "files", "memory", "docker", "pods", "engine-memory")
+ENGINES = {"docker", "pods", "engine-memory"}
 
 
 def main() -> int:
@@ -51,16 +55,30 @@ def main() -> int:
 
     results: dict[str, dict[str, float]] = {}
     memory: dict[str, dict[str, float]] = {}
+    text = behind = ""
     with _runtimes(wanted, needs_debian="files" in groups, say=say) as (runtimes, names, accelerator):
-        for runtime in runtimes:
-            results[runtime.name], memory[runtime.name] = _measure(runtime, names, groups, plan, say)
-    text = f"{report.machine(accelerator, plan)}\n\n{report.table(results, memory)}"
-    print("\n" + text)
+        if set(groups) - ENGINES:
+            for runtime in runtimes:
+                results[runtime.name], memory[runtime.name] = _measure(runtime, names, groups, plan, say)
+            text = f"{report.machine(accelerator, plan)}\n\n{report.table(results, memory)}"
+    if ENGINES & set(groups):
+        say("engines")
+        results, memory = {}, {}
+        with engines.running() as host:
+            for name in wanted:
+                results[name], memory[name] = _measure_engines(host, name, groups, plan, say)
+        rows = report.table(results, memory, report.ENGINE_ROWS)
+        behind = f"{report.machine(accelerator, plan, engines=True)}\n\n{rows}"
+    print("\n" + "\n".join(part for part in (text, behind) if part))
     target = CACHE / "benchmarks.md"
-    target.write_text(text)
+    target.write_text("\n".join(part for part in (text, behind) if part))
     say(f"kept in {target}")
     if options.docs:
-        report.put_into(CHECKOUT / "docs" / "benchmarks.md", text)
+        document = CHECKOUT / "docs" / "benchmarks.md"
+        if text:
+            report.put_into(document, text)
+        if behind:
+            report.put_into(document, behind, (report.ENGINES_BEGIN, report.ENGINES_END))
         say("put into docs/benchmarks.md")
     return 0
 
@@ -94,6 +112,36 @@ def _measure(
             told("file I/O")
             result |= measures.files(runtime, "bench-files", plan, told)
     return result, memory
+
+
+def _measure_engines(
+    host: Host, name: str, groups: list[str], plan: Plan, say: Callable[[str], None]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """All wanted rows of one runtime behind engines, and its memory by process."""
+
+    def told(text: str) -> None:
+        say(f"{name}: {text}")
+
+    result: dict[str, float] = {}
+    memory: dict[str, float] = {}
+    for group, measure in (("docker", engines.docker), ("pods", engines.pods)):
+        if group in groups:
+            with _tolerated(told):
+                result |= measure(host, name, plan, told)
+    if "engine-memory" in groups:
+        told("memory of an idle container by ctr run")
+        with _tolerated(told):
+            memory = engines.memory(host, name)
+    return result, memory
+
+
+@contextlib.contextmanager
+def _tolerated(say: Callable[[str], None]) -> Iterator[None]:
+    """What an engine cannot do with one runtime leaves a dash in the table, and says why."""
+    try:
+        yield
+    except (AssertionError, RuntimeError, OSError, grpc.RpcError) as error:
+        say(f"failed: {error}")
 
 
 @contextlib.contextmanager

@@ -41,17 +41,17 @@ def cold_run(runtime: Runtime, image: str, plan: Plan, say: Say) -> Result:
     def once(network: bool = False) -> float:
         return seconds(runtime.command(image, ["true"], network), runtime.environment)
 
-    result = {"cold": _median(plan.cold_runs, say, once)}
+    result = {"cold": median(plan.cold_runs, say, once)}
     if runtime.name == "casemate":
         say("the same with a network")
-        result["cold_network"] = _median(plan.cold_runs, say, lambda: once(network=True))
+        result["cold_network"] = median(plan.cold_runs, say, lambda: once(network=True))
     return {key: value * 1000 for key, value in result.items()}
 
 
 def exec_latency(runtime: Runtime, name: str, plan: Plan, say: Say) -> Result:
     """``true`` in a running container, in milliseconds."""
     command = runtime.exec_command(name, ["true"])
-    return {"exec": 1000 * _median(plan.execs, say, lambda: seconds(command, runtime.environment))}
+    return {"exec": 1000 * median(plan.execs, say, lambda: seconds(command, runtime.environment))}
 
 
 def stdout(runtime: Runtime, name: str, plan: Plan, say: Say) -> Result:
@@ -73,7 +73,7 @@ def stdout(runtime: Runtime, name: str, plan: Plan, say: Say) -> Result:
             raise RuntimeError(f"{runtime.name}: {total} of {plan.stream_bytes} bytes came, exit {process.returncode}")
         return (total - first) / took / 1e6
 
-    return {"stdout": _median(plan.streams, say, once)}
+    return {"stdout": median(plan.streams, say, once)}
 
 
 def files(runtime: Runtime, name: str, plan: Plan, say: Say) -> Result:
@@ -119,7 +119,7 @@ def _label(command: list[bytes]) -> str:
     return {"qemu-system-x86_64": "QEMU with the guest"}.get(name, name)
 
 
-def _median(count: int, say: Say, once: Callable[[], float]) -> float:
+def median(count: int, say: Say, once: Callable[[], float]) -> float:
     """The median of some runs; one more before them is not counted, so that caches are warm for all alike."""
     once()
     values = []

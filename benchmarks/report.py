@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,30 @@ ROWS = (
     ("volume_random_write", "random 4k write, volume", "op/s"),
     ("memory", "memory of an idle sandbox", "MiB"),
 )
+ENGINE_ROWS = (
+    ("docker_run", "`docker run --rm busybox true`", "ms"),
+    ("docker_exec", "`docker exec` of `true`", "ms"),
+    ("pod", "CRI: a pod's first output", "ms"),
+    ("memory", "memory of an idle container, `ctr run`", "MiB"),
+)
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+ENGINES_BEGIN, ENGINES_END = "<!-- engines: begin -->", "<!-- engines: end -->"
 Results = Mapping[str, Mapping[str, float]]
 
 
-def table(results: Results, memory: Results) -> str:
+def table(results: Results, memory: Results, rows: Sequence[tuple[str, str, str]] = ROWS) -> str:
     """The measurements of all runtimes, and memory split by process.
 
     Arguments:
         results: for each runtime, row name to number.
         memory: for each runtime, process label to MiB.
+        rows: key, title and unit of each row, in order; those without a number are left out.
     """
     runtimes = list(results)
     others = [name for name in runtimes if name != "casemate"] if "casemate" in results else []
     totals = {name: {"memory": sum(parts.values())} for name, parts in memory.items() if parts}
     lines = [["(\u2191 more is better, \u2193 less)", *runtimes, *(f"casemate / {name}" for name in others)]]
-    for key, title, unit in ROWS:
+    for key, title, unit in rows:
         values = {name: {**results[name], **totals.get(name, {})}.get(key) for name in runtimes}
         if not any(values.values()):
             continue
@@ -52,10 +60,10 @@ def table(results: Results, memory: Results) -> str:
             cells.append(_number(own / value) if own and value else "\u2013")
         lines.append(cells)
     parts = _columns(lines)
+    if not totals:
+        return "\n".join(parts) + "\n"
     parts += ["", "Memory by process (proportional set size):", ""]
-    split = [
-        [name, label, f"{size:.1f}"] for name in runtimes for label, size in sorted(memory.get(name, {}).items())
-    ]
+    split = [[name, label, f"{size:.1f}"] for name in runtimes for label, size in sorted(memory.get(name, {}).items())]
     return "\n".join(parts + _columns([["runtime", "process", "MiB"], *split])) + "\n"
 
 
@@ -71,8 +79,8 @@ def _columns(rows: list[list[str]]) -> list[str]:
     return lines
 
 
-def machine(accelerator: str, plan: Any) -> str:
-    """What the numbers were measured on, and how much of it."""
+def machine(accelerator: str, plan: Any, engines: bool = False) -> str:
+    """What the numbers were measured on, and how much of it; ``engines``: those behind engines."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -80,12 +88,16 @@ def machine(accelerator: str, plan: Any) -> str:
             break
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     qemu = _first_line("qemu-system-x86_64", "--version").removeprefix("QEMU emulator version ")
-    return (
-        f"{model}, {os.cpu_count()} processors, {gib:.0f} GiB; Linux {platform.release()}; QEMU {qemu}; "
-        f"accelerator: {accelerator}. Medians of {plan.cold_runs} cold runs, {plan.execs} execs, "
+    own = (
+        f" Medians of {plan.cold_runs} cold runs, {plan.execs} execs, "
         f"{plan.streams} streams of {plan.stream_bytes // 1_000_000} MB, "
         f"{plan.io_runs} file runs on {plan.io_megabytes} MiB."
     )
+    behind = f" Medians of {plan.cold_runs} runs, {plan.cold_runs} pods, {plan.execs} execs."
+    return (
+        f"{model}, {os.cpu_count()} processors, {gib:.0f} GiB; Linux {platform.release()}; QEMU {qemu}; "
+        f"accelerator: {accelerator}."
+    ) + (behind if engines else own)
 
 
 def _first_line(*command: str) -> str:
@@ -95,15 +107,15 @@ def _first_line(*command: str) -> str:
         return "unknown"
 
 
-def put_into(path: Path, text: str) -> None:
-    """Replace what stands between the two marks in a document.
+def put_into(path: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
+    """Replace what stands between two marks in a document.
 
     Raises:
         ValueError: the document has no such marks.
     """
     old = path.read_text()
-    front, begin, rest = old.partition(BEGIN)
-    _, end, back = rest.partition(END)
+    front, begin, rest = old.partition(marks[0])
+    _, end, back = rest.partition(marks[1])
     if not begin or not end:
-        raise ValueError(f"{path} has no place for the table: {BEGIN} and {END}")
-    path.write_text(f"{front}{BEGIN}\n{text}{END}{back}")
+        raise ValueError(f"{path} has no place for the table: {marks[0]} and {marks[1]}")
+    path.write_text(f"{front}{marks[0]}\n{text}{marks[1]}{back}")
