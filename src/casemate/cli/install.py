@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,7 @@ def _undo(engine: Any, name: str, book: Path, path: Path, named: bool, dry_run: 
         changes.link(each)
         print(f"removed {each.path}")
     if record is not None:
+        _hand_over(record, book)
         book.unlink(missing_ok=True)
     _say(engine.NEXT_UNDONE)
     return 0
@@ -199,6 +201,19 @@ def _unwanted(record: Record | None, book: Path) -> list[LinkChange]:
         changes.LinkChange(Path(link), Path(os.readlink(link)), remove=True)
         for link in record.links if link not in needed and _is_ours(Path(link))
     ]  # fmt: skip
+
+
+def _hand_over(record: Record, book: Path) -> None:
+    """Leave the links that other engines need to these, so that the last one to be undone removes them."""
+    from casemate.cli.installers import changes
+
+    for other in ENGINES:
+        place = book.with_name(f"{other}.json")
+        theirs = changes.Record.load(place) if place != book else None
+        if theirs is not None:
+            names = set(_engine(other).PROGRAMS)
+            more = tuple(link for link in record.links if Path(link).name in names and link not in theirs.links)
+            replace(theirs, links=(*theirs.links, *more)).save(place)
 
 
 def _show(change: FileChange, links: list[LinkChange]) -> int:

@@ -280,15 +280,16 @@ def test_programs_are_linked_to_where_engines_look(machine: Machine) -> None:
     }
 
 
-def test_links_stay_while_another_engine_needs_them(machine: Machine) -> None:
-    docker_file, containerd_file = machine.home / "daemon.json", machine.home / "config.toml"
-    for engine, machine.file in (("docker", docker_file), ("containerd", containerd_file)):
+@pytest.mark.parametrize("first", ["docker", "containerd"])
+def test_links_stay_while_another_engine_needs_them(machine: Machine, first: str) -> None:
+    files = {"docker": machine.home / "daemon.json", "containerd": machine.home / "config.toml"}
+    for engine, machine.file in files.items():
         machine.run(engine)
-    machine.file = containerd_file
-    machine.run("containerd", "--undo")
-    assert os.listdir(machine.links) == ["casemate-runtime"]
-    machine.file = docker_file
-    machine.run("docker", "--undo")
+    machine.file = files.pop(first)
+    machine.run(first, "--undo")
+    last, machine.file = files.popitem()
+    assert "casemate-runtime" in os.listdir(machine.links)
+    machine.run(last, "--undo")
     assert os.listdir(machine.links) == []
 
 
