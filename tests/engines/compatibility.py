@@ -6,6 +6,7 @@ Each row is a feature that tests name by ``@pytest.mark.feature``; each of its e
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 ENGINES = {"docker": "Docker", "podman": "Podman", "ctr": "containerd", "cri": "Kubernetes (CRI)"}
@@ -190,8 +191,8 @@ def document() -> str:
 
 
 def _code(name: str) -> str:
-    """A feature's name with options in code font."""
-    return ", ".join(f"`{part}`" if part.startswith("-") else part for part in name.split(", "))
+    """A feature's name with options, and the words that belong to them, in code font."""
+    return re.sub(r"(?<!\S)--?[a-z][a-z-]*( (host|none|container:NAME|io\.\S+))?", r"`\g<0>`", name)
 
 
 def _why(row: Feature) -> str:
