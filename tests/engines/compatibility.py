@@ -153,6 +153,7 @@ SECTIONS: dict[str, tuple[Feature, ...]] = {
 NOT_TESTED: tuple[tuple[str, str, str], ...] = (
     ("Docker", "--runtime io.containerd.casemate.v2", "works from Docker 23 on; older ones want an OCI runtime's path"),
     ("Docker", "build with BuildKit", "cannot: dockerd's BuildKit runs `runc`, whatever the default runtime is"),
+    ("containerd", "Sandbox API", "from containerd 2 on; the shim's part is tested without an engine"),
     ("all", "checkpoint, restore", "cannot yet: a machine's state is not saved"),
     ("all", "AppArmor and SELinux profiles", "cannot: the sandbox's kernel has neither; the sandbox is the barrier"),
 )

@@ -106,7 +106,6 @@ def _container(shim: Shim, name: str, pid: int, *args: str) -> Path:
     return path
 
 
-@pytest.mark.feature("Sandbox API")
 def test_a_pod_and_a_container_in_it(shim: Shim) -> None:
     config = {
         "type_url": sandbox_messages.POD_CONFIG.name,
