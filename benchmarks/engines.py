@@ -21,11 +21,11 @@ from tests.engines.terminal import eventually
 
 RUNSC = TOOLS / "bin" / "runsc"
 NAME = "bench-idle"
-_RUNSC_TABLE = f"""
+_RUNSC_TABLE = """
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runsc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runsc.options]
-BinaryName = "{RUNSC}"
+BinaryName = "{runsc}"
 """
 
 
@@ -33,8 +33,12 @@ BinaryName = "{RUNSC}"
 def running() -> Iterator[Host]:
     """A host with containerd and dockerd that know all three runtimes and have the image; gone afterwards."""
     with host() as made:
-        engines.start_containerd(made, _RUNSC_TABLE)
-        paths = {"casemate": made.bin / "casemate-runtime", "runsc": RUNSC}
+        runsc = _runsc(made)
+        # Debian's runsc takes any network for the machine's own on newer kernels, and refuses it.
+        runsc.write_text(f'#!/bin/sh\nexec {RUNSC} --network=none "$@"\n')
+        runsc.chmod(0o755)
+        engines.start_containerd(made, _RUNSC_TABLE.format(runsc=runsc))
+        paths = {"casemate": made.bin / "casemate-runtime", "runsc": runsc}
         engines.start_dockerd(made, runtimes={name: {"path": str(path)} for name, path in paths.items()})
         archive = engines.images(made)
         Docker(made, "runc").out("load", "-q", "-i", archive)
@@ -78,7 +82,9 @@ def pods(made: Host, runtime: str, plan: Plan, say: Say) -> Result:
 def memory(made: Host, runtime: str) -> dict[str, float]:
     """Proportional set size of what ``ctr run`` of one idle container starts on the host, in MiB by process."""
     kind = "io.containerd.casemate.v2" if runtime == "casemate" else "io.containerd.runc.v2"
-    binary: list[Path | str] = [] if runtime == "casemate" else ["--runc-binary", RUNC if runtime == "runc" else RUNSC]
+    binary: list[Path | str] = (
+        [] if runtime == "casemate" else ["--runc-binary", RUNC if runtime == "runc" else _runsc(made)]
+    )
     ctr = _ctr(made, "default")
     before = set(_processes(made))
     made.out(*ctr, "run", "-d", "--null-io", "--runtime", kind, *binary, BOX, NAME, "sleep", "86400")
@@ -93,6 +99,10 @@ def memory(made: Host, runtime: str) -> dict[str, float]:
         made(*ctr, "task", "kill", "-s", "SIGKILL", NAME)
         made(*ctr, "task", "delete", "--force", NAME)
         made(*ctr, "container", "delete", NAME)
+
+
+def _runsc(made: Host) -> Path:
+    return made.base / "runsc"
 
 
 def _ctr(made: Host, namespace: str) -> list[str | os.PathLike[str]]:

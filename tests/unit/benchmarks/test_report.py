@@ -35,6 +35,22 @@ def test_put_into_replaces_only_what_is_between_the_marks(tmp_path: Path) -> Non
     assert document.read_text() == f"before\n{report.BEGIN}\nnewer\n{report.END}\nafter\n"
 
 
+def test_rows_behind_engines_are_a_table_of_their_own(tmp_path: Path) -> None:
+    text = report.table(
+        {"casemate": {"docker_run": 900.0}, "runc": {"docker_run": 300.0}, "runsc": {}},
+        {"casemate": {"stand-in": 3.0}, "runc": {"shim": 6.0}},
+        report.ENGINE_ROWS,
+    )
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    rows = {row[0]: row[1:] for row in cells}
+    assert rows["`docker run --rm busybox true`, ms ↓"] == ["900", "300", "–", "3", "–"]
+    assert rows["memory of an idle container, `ctr run`, MiB ↓"] == ["3", "6", "–", "0.5", "–"]
+    document = tmp_path / "a.md"
+    document.write_text(f"{report.BEGIN}{report.END}{report.ENGINES_BEGIN}{report.ENGINES_END}")
+    report.put_into(document, text, (report.ENGINES_BEGIN, report.ENGINES_END))
+    assert document.read_text() == f"{report.BEGIN}{report.END}{report.ENGINES_BEGIN}\n{text}{report.ENGINES_END}"
+
+
 def test_put_into_refuses_a_document_without_marks(tmp_path: Path) -> None:
     document = tmp_path / "a.md"
     document.write_text("nothing here\n")
