@@ -12,6 +12,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import socket
 import struct
 import sys
@@ -44,6 +45,7 @@ def start(process: dict, options: dict[str, str], group: str, wait: str = "") ->
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        signal.alarm(300)  # whatever becomes of the test, nothing of it stays
         if slave >= 0:
             for number in range(3):
                 os.dup2(slave, number)
