@@ -27,19 +27,15 @@ def on(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("cli", clients, indirect=True, scope="module")
 
 
-def start_containerd(host: Host, more: str = "") -> Service:
-    """Start containerd, with its CRI plugin, in a host. Its socket is ``BASE/c.sock``.
-
-    Arguments:
-        more: lines at the end of its configuration.
-    """
+def start_containerd(host: Host) -> Service:
+    """Start containerd, with its CRI plugin, in a host. Its socket is ``BASE/c.sock``."""
     base = host.base
     networks = base / "cni"
     networks.mkdir()
     (networks / "10-pods.conflist").write_text(json.dumps(_CNI))
     config = base / "containerd.toml"
     config.write_text(
-        _CONTAINERD.format(base=base, pause=PAUSE, plugins=CNI_PLUGINS, runc=RUNC, networks=networks) + more
+        _CONTAINERD.format(base=base, pause=PAUSE, plugins=CNI_PLUGINS, runc=RUNC, networks=networks)
     )
     return host.serve("containerd", "containerd", "--config", config, ready=base / "c.sock")
 
