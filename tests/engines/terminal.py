@@ -41,12 +41,6 @@ class Terminal:
         """Press keys."""
         os.write(self.ours, text.encode())
 
-    def press(self, *keys: str) -> None:
-        """Press keys one by one: each is read before the next comes. Some clients know keys to detach only so."""
-        for key in keys:
-            self.type(key)
-            eventually(lambda: fcntl.ioctl(self.theirs, termios.FIONREAD, b"\0" * 4) == b"\0" * 4, "it reads keys")
-
     def until(self, text: str, timeout: float = 90) -> str:
         """Read until ``text`` was seen; gives what came up to its end and drops it."""
         deadline = time.monotonic() + timeout

@@ -236,10 +236,11 @@ def test_remove_running(cli: Client) -> None:
 @pytest.mark.feature("attach")
 def test_attach_and_detach(cli: Client) -> None:
     with cli.container("-it", BOX, "sh") as id:
-        with terminal(cli.command("attach", id), cli.variables) as screen:
+        # One key: of the usual two Podman knows only those that do not come at once.
+        with terminal(cli.command("attach", "--detach-keys", "ctrl-x", id), cli.variables) as screen:
             screen.type("\n")
             assert screen.ask("A=kept; echo $A") == "kept"
-            screen.press("\x10", "\x11")  # the usual keys to detach
+            screen.type("\x18")
             assert screen.end() == (1 if cli.engine == "docker" else 0)
         assert cli.state(id)["Running"]
         with terminal(cli.command("attach", id), cli.variables) as screen:
