@@ -55,7 +55,7 @@ def test_each_runs_at_its_point_with_the_state(either: Runtime) -> None:
     states = {line.partition(" ")[0]: json.loads(line.partition(" ")[2]) for line in lines if "{" in line}
     for point, state in states.items():
         assert state["id"] == container.id and state["annotations"] == {"note": "worthy"}, point
-        assert state["ociVersion"].startswith("1.0.2")
+        assert state["ociVersion"].startswith("1.0")  # crun, which runs what runs in the guest, says no more of it
     for point in ON_HOST:
         assert states[point]["status"] == "creating" and states[point]["bundle"] == str(bundle.path)
     assert [states[point]["pid"] for point in ON_HOST] == [container.pid, container.pid, 1]
