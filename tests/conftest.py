@@ -6,13 +6,14 @@ import signal
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 VM_TESTS = Path(__file__).parent / "vm"
 
 
 def pytest_configure() -> None:
-    """Take signals as usual, whoever started the tests.
+    """Take signals as usual, whoever started the tests; let made-up values take their time on a busy machine.
 
     A shell without job control starts what it puts in the background with SIGINT and SIGQUIT ignored, a disposition
     that programs inherit and casemate rightly leaves alone; the tests send those signals and wait for what they do.
@@ -20,6 +21,9 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("patient", suppress_health_check=slow, deadline=None)
+    hypothesis.settings.load_profile("patient")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,6 +6,7 @@ that everything before the guest is exercised and undone; the last ones fail in 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -112,23 +113,31 @@ def processes(text: str) -> list[str]:
     return found
 
 
+_others: set[int] = set()
+"""Children that are none of a test's: of whatever ran before in this process, such as a host for engines."""
+
+
 def reap() -> None:
-    """Wait until every child of ours has ended: what a command leaves alone in the world becomes one."""
+    """Wait until every child of the test's has ended: what a command leaves alone in the world becomes one."""
     deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            assert time.monotonic() < deadline, f"still there: {children()}"
+    while left := children() - _others:
+        ended = 0
+        for pid in left:
+            with contextlib.suppress(ChildProcessError):
+                ended += os.waitpid(pid, os.WNOHANG)[0] != 0
+        if not ended:
+            assert time.monotonic() < deadline, f"still there: {[command_line(pid) for pid in left]}"
             signal.sigtimedwait({signal.SIGCHLD}, 0.2)
 
 
-def children() -> list[str]:
-    """The command lines of our children."""
-    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in listed]
+def children() -> set[int]:
+    """The process ids of our children."""
+    return {int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+def command_line(pid: int) -> str:
+    """What a process was started as."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +146,8 @@ def subreaper() -> Iterator[None]:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     assert prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    _others.clear()
+    _others.update(children())
     try:
         yield
     finally:

@@ -229,7 +229,8 @@ def test_what_an_engine_has_set_for_itself_is_not_the_launched_programs() -> Non
         hard = {limit: resource.getrlimit(limit)[1] for limit in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE)}
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard[resource.RLIMIT_AS]))
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard[resource.RLIMIT_FSIZE]))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        few = max(map(int, os.listdir("/proc/self/fd"))) + 16
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         with contextlib.suppress(PermissionError):  # for the host's root alone; the program gets a number of its own
             Path("/proc/self/oom_score_adj").write_text("-5")
