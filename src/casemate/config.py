@@ -17,6 +17,7 @@ from casemate.errors import ConfigError
 DEFAULT_FILE = Path("/etc/casemate/config.toml")
 ACCELERATORS = ("auto", "kvm", "tcg")
 TRANSPORTS = ("auto", "serial", "vsock")
+TEMPLATES = ("auto", "off")
 NETWORK = "10.87.0.0/16"
 RUN_LENGTH = 81
 """Most characters of ``run``: with ``/0123456789ab/control.sock`` it has to fit into a socket address (unix(7))."""
@@ -50,6 +51,8 @@ class Config:
     """How many machines may boot at the same time, others wait for their turn; 0 means one for each processor."""
     guest: str = ""
     """Digest of the guest bundle to use; empty means the newest built."""
+    template: str = "off"
+    """``auto``: machines are made from a template, which is made first where there is none; ``off``: each boots."""
     boot_timeout: int = 120
     """How long the agent may take to answer after the machine starts."""
     call_timeout: int = 60
@@ -127,6 +130,8 @@ def _check(config: Config) -> None:
         raise ConfigError(f"accelerator must be one of {', '.join(ACCELERATORS)}, not {config.accelerator!r}")
     if config.transport not in TRANSPORTS:
         raise ConfigError(f"transport must be one of {', '.join(TRANSPORTS)}, not {config.transport!r}")
+    if config.template not in TEMPLATES:
+        raise ConfigError(f"template must be one of {', '.join(TEMPLATES)}, not {config.template!r}")
     bounds = {
         "memory": (64, 1 << 22),
         "memory_minimum": (64, 4096),

@@ -14,6 +14,7 @@
     │   └── ImageInUse
     ├── GuestError            the guest kernel or guest image is missing or bad
     │   └── GuestMissing
+    ├── TemplateError         a template is missing or damaged, or cannot be made
     ├── HypervisorError       the virtual machine could not be made or has ended
     ├── AgentError            the agent in the guest refused a request or broke the protocol
     ├── NetworkError          the sandbox's network could not be made
@@ -115,6 +116,13 @@ class GuestError(CasemateError):
     """The guest kernel or guest image is bad."""
 
     code = "guest"
+    exit_status = 125
+
+
+class TemplateError(CasemateError):
+    """A template is missing or damaged, or cannot be made."""
+
+    code = "template"
     exit_status = 125
 
 

@@ -7,7 +7,7 @@ import resource
 import select
 from _socket import SOCK_CLOEXEC, SOCK_STREAM, socket
 
-from casemate.agent import cgroup
+from casemate.agent import cgroup, late
 from casemate.agent.container import BASE
 from casemate.agent.devices import wait_for
 from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, log, mount, read_text, write_text
@@ -18,6 +18,8 @@ PORTS = "/sys/class/virtio-ports"
 SHARE_TAG = "casemate"
 VOLUMES_TAG = "casemate-volumes"
 """A second file server, for what the host may change at any time; only there when the sandbox has volumes."""
+SHARES = {SHARE_TAG: "share", VOLUMES_TAG: "volumes"}
+"""Where they are mounted."""
 VSOCK_PORT = 1024
 AF_VSOCK, VMADDR_CID_ANY, VMADDR_CID_HOST = 40, 0xFFFFFFFF, 2
 DEVICE_PATIENCE = 30.0
@@ -54,14 +56,25 @@ def setup() -> None:
     if os.path.exists(MODPROBE):
         write_text("/proc/sys/kernel/modprobe", MODPROBE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (NOFILE, NOFILE))
-    for tag, name in ((SHARE_TAG, "share"), (VOLUMES_TAG, "volumes")):
-        target = f"{BASE}/{name}"
-        os.makedirs(target)
+    for name in SHARES.values():
+        os.makedirs(f"{BASE}/{name}")
+    if late.wanted():  # its files come with its sandbox
+        return
+    for tag in SHARES:
         try:
-            mount(tag, target, "virtiofs")
+            mount_share(tag)
         except OSError as error:  # a guest without shared files can still say so when a container is asked for
             if tag == SHARE_TAG:
                 log(f"the shared files cannot be mounted: {error.strerror}")
+
+
+def mount_share(tag: str) -> None:
+    """Mount a shared file system where containers' files are looked for.
+
+    Raises:
+        OSError: there is none with that tag, or it cannot be mounted.
+    """
+    mount(tag, f"{BASE}/{SHARES[tag]}", "virtiofs")
 
 
 def connect() -> int:

@@ -58,6 +58,7 @@ class Service:
             "container.delete": self._delete,
             "process.signal": self._signal,
             "process.resize": self._resize,
+            "sandbox.prepare": self._prepare,
             "sandbox.info": lambda params: machine.info(),
             "sandbox.ping": lambda params: {},
             "sandbox.network": self._network,
@@ -110,7 +111,12 @@ class Service:
         try:
             identifier = get_id(params, "id")
             if params.get("sandbox") is not None:
-                machine.setup(get_dict(params, "sandbox"))
+                sandbox = get_dict(params, "sandbox")
+                if sandbox.get("shares") is not None:
+                    from casemate.agent import guest, late  # here, because tests serve without a guest
+
+                    late.attach(get_dict(sandbox, "shares"), guest.mount_share)
+                machine.setup(sandbox)
             assert self.link is not None
             with self._lock:
                 for name in [n for n, c in self._containers.items() if c.ended.is_set()]:
@@ -214,6 +220,12 @@ class Service:
             connect.connect(params, streams)
         finally:
             streams.close()
+        return {}
+
+    def _prepare(self, params: dict[str, Any]) -> dict[str, Any]:
+        from casemate.agent import late  # here, because most guests are not saved
+
+        late.prepare(self._places.crun[0], self._reaper.run_program)
         return {}
 
     def _refresh(self, params: dict[str, Any]) -> dict[str, Any]:

@@ -162,6 +162,22 @@ class Link:
             raise self._broken or LinkClosed(self._reason or "closed")
         return self._peer
 
+    def resume(self, hello: dict[str, Any]) -> None:
+        """Begin where another link of this side has left off: the peer was greeted by that, and is idle since.
+
+        Arguments:
+            hello: what the peer said then.
+
+        Raises:
+            ProtocolError: it is no HELLO of a peer of ours. LinkClosed: the link was started or closed before.
+        """
+        with self._lock:
+            if self._started or self._reason is not None:
+                raise LinkClosed(self._reason or "the link was started before")
+            self._started = True
+        self._take_hello(hello)
+        threads.start(self._read)
+
     def call(self, method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Ask the peer and wait for the answer.
 

@@ -100,6 +100,19 @@ class Calls:
         self._link = Link(fd, fd, role="host", version=__version__, on_event=self._event, on_closed=on_closed)
         return self._link.start(timeout)
 
+    def resume(self, fd: int, hello: dict[str, Any], on_closed: Callable[[str], None]) -> None:
+        """Go on with an agent that was greeted before its machine was saved; it counts its requests from there.
+
+        Arguments:
+            fd, on_closed: as for :meth:`connect`.
+            hello: what the agent said then.
+
+        Raises:
+            LinkError: it is not an agent of ours.
+        """
+        self._link = Link(fd, fd, role="host", version=__version__, on_event=self._event, on_closed=on_closed)
+        self._link.resume(hello)
+
     @property
     def connected(self) -> bool:
         """Whether there is somebody to talk to."""

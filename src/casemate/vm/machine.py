@@ -24,21 +24,25 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate import ids
 from casemate.config import Config
-from casemate.errors import CasemateError, HypervisorError
+from casemate.errors import CasemateError, HypervisorError, TemplateError
 from casemate.host import uids
 from casemate.host.cgroups import Cgroup
 from casemate.protocol.wire import LinkError
 from casemate.sandbox import ProcessExit
-from casemate.vm import boots, files, guest, transport
+from casemate.vm import boots, files, guest, template, transport, window
 from casemate.vm.calls import ERRORS, Calls, line
 from casemate.vm.console import Console
 from casemate.vm.hypervisor import base, drivers, probe
 from casemate.vm.hypervisor.launch import Process, exit_text
+
+if TYPE_CHECKING:
+    from casemate.vm.template.use import Ready
 
 FLUSH_SECONDS = 10.0
 END_SECONDS = 10.0
@@ -120,6 +124,9 @@ class Machine:
         self._reason = ""
         self._kills = 0
         self._facts: dict[str, Any] = {}
+        self._template: Ready | None = None
+        self.late: dict[str, Any] | None = None
+        """What the agent is to be told of what was plugged in, with the first container; None after a boot."""
 
     # ---- birth
 
@@ -197,13 +204,38 @@ class Machine:
         Raises:
             CasemateError: what stood in the way; :meth:`close` then gives back what was already there.
         """
+        owned: list[base.Device] = [*devices, *slotted]
+        jail = base.Confinement(
+            uid=self._uid,
+            gid=self._uid,
+            cgroup_procs=self.procs,
+            netns_fd=netns,
+            oom_score_adj=self._oom_score_adj,
+        )
+        try:
+            restored = self._restore(jail)
+        except BaseException:
+            close_devices(owned)
+            raise
+        if restored:
+            self._plug(owned)
+        else:
+            self._boot(jail, devices, slots, slotted)
+        with self._lock:
+            self._booted = not self._over
+        if not self._booted:
+            raise HypervisorError(f"the guest did not come up: {self.why('it is gone')}")
+
+    def _boot(
+        self, jail: base.Confinement, devices: Sequence[base.Device], slots: int, slotted: Sequence[base.Device]
+    ) -> None:
+        """Start a guest from its kernel, and greet its agent; owns the devices' descriptors."""
         bundle = self._bundle
         assert bundle is not None  # prepare() has returned
-        console_ours, console_theirs = socket.socketpair()
-        self._console = Console(console_ours.detach(), self.directory / "console.log")
-        console = base.SerialConsole(console_theirs.detach())
-        owned: list[base.Device] = [console, *devices, *slotted]
+        owned: list[base.Device] = [*devices, *slotted]
         try:
+            console = self._new_console()
+            owned.append(console)
             way = transport.choose(self.config)
             owned.append(way.device)
             spec = base.VmSpec(
@@ -232,13 +264,6 @@ class Machine:
             close_devices(owned)
             raise
         self._kills = self._oom_kills()
-        jail = base.Confinement(
-            uid=self._uid,
-            gid=self._uid,
-            cgroup_procs=self.procs,
-            netns_fd=netns,
-            oom_score_adj=self._oom_score_adj,
-        )
         self._vm = self._hypervisor.create(spec, jail)
         self._vm.on_exit(self._ended)
         try:
@@ -255,10 +280,79 @@ class Machine:
         except LinkError as error:
             raise HypervisorError(f"the guest did not come up: {self.why(str(error))}") from None
         self._facts["agent"] = line(str(hello.get("version")), 64)
+
+    def _new_console(self) -> base.SerialConsole:
+        ours, theirs = socket.socketpair()
+        self._console = Console(ours.detach(), self.directory / "console.log")
+        return base.SerialConsole(theirs.detach())
+
+    def _restore(self, jail: base.Confinement) -> bool:
+        """Make the guest from a template; False where it has to boot, and why is among the facts."""
+        bundle = self._bundle
+        assert bundle is not None  # prepare() has returned
+        kind = template.Class(self._accelerator, self.memory_mib, self.vcpus)
+        if not template.possible(self.config, kind):
+            return False
+        from casemate.vm.template import making, use
+
+        vm: base.Vm | None = None
+        try:
+            ready = use.get(self.config, bundle, kind, jail, self._hypervisor, self._progress)
+            if ready is None:
+                self._facts["template"] = "none yet: another process is making it"
+                return False
+            self._template = ready
+            console = self._new_console()
+            way = transport.Serial()
+            name = f"casemate-{ids.short(self.identifier)}"
+            spec = making.machine_spec(
+                bundle, kind, ready.image, way.device, console, name, self.directory / "vmm.log"
+            )
+            self._kills = self._oom_kills()
+            vm = self._hypervisor.create(spec, jail)
+            vm.start()
+            self.calls.resume(way.connect(self.config.boot_timeout, self._gone), ready.hello, self._link_closed)
+        except (TemplateError, HypervisorError, LinkError) as error:
+            # A machine without a template only comes up later; closed is closed, though.
+            if vm is not None:
+                vm.kill()
+                vm.wait(END_SECONDS)
+            self._facts["template"] = f"not used: {line(str(error), 200)}"
+            self._progress(f"booting, because the template cannot be used: {error}")
+            self.step("machine")
+            return False
+        self._vm = vm
+        vm.on_exit(self._ended)
+        self._facts["template"] = ids.short(ready.key)
+        self._facts["agent"] = line(str(ready.hello.get("version")), 64)
+        return True
+
+    def _plug(self, devices: Sequence[base.Device]) -> None:
+        """Give a machine that came from a template what belongs to its sandbox; owns the devices' descriptors."""
+        left = list(devices)
+        ready = self._template
+        assert ready is not None
+        try:
+            size = ready.image.window_mib << 20
+            start = (self.memory_mib << 20) - size
+            tags = []
+            while left:
+                device = left.pop(0)
+                if isinstance(device, base.SharedFs):
+                    tags.append(device.tag)
+                    device = replace(device, fd=window.guard(device.fd, start, size, self._broken_off))
+                self.vm().add_device(device)
+            self.late = template.shares(tags)
+        except BaseException:
+            close_devices(left)
+            raise
+
+    def _broken_off(self, reason: str) -> None:
+        """A file server's connection ended: the guest waits for its files for ever."""
         with self._lock:
-            self._booted = not self._over
-        if not self._booted:
-            raise HypervisorError(f"the guest did not come up: {self.why('it is gone')}")
+            self._reason = self._reason or reason
+        if self._vm is not None:
+            self._vm.kill()
 
     def why(self, said: str) -> str:
         """The best reason known for a guest's silence.
@@ -391,6 +485,8 @@ class Machine:
                     server.close()
                 else:
                     over = False
+            if self._template is not None:
+                self._template.shared.close()
             self.end_turn()
         return over
 

@@ -224,6 +224,7 @@ class VmPod(PodSandbox):
             "interfaces": self._interfaces(),
             "time_ns": time.time_ns(),
             "entropy": base64.b64encode(os.urandom(64)).decode(),
+            "shares": self._machine.late,
         }
 
     def start(self, id: str) -> None:

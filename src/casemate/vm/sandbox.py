@@ -131,6 +131,7 @@ class VmSandbox(Sandbox):
                 "interfaces": interfaces,
                 "time_ns": time.time_ns(),
                 "entropy": base64.b64encode(os.urandom(64)).decode(),
+                "shares": self._machine.late,
             },
         }
         key = (spec.id, None)

@@ -205,6 +205,41 @@ class Balloon:
         check_id(self.id)
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Guest memory that lives in files, for machines that are saved and made again from what was saved.
+
+    The guest's memory is in two parts. Its last ``window_mib`` are a *window* that the file servers of a
+    :class:`SharedFs` share; all else belongs to the VMM alone, which is why it can be a private view of a file that
+    many machines have in common.
+
+    Arguments:
+        memory_fd: the file of all memory but the window.
+        window_fd: the file of the window, this machine's own.
+        window_mib: the window's size.
+        state_fd: what :meth:`Vm.save` wrote, or None for a machine that boots in order to be saved: it writes to
+            ``memory_fd``, others keep their writes for themselves.
+    """
+
+    memory_fd: int
+    window_fd: int
+    window_mib: int
+    state_fd: int | None = None
+
+    def __post_init__(self) -> None:
+        for fd in self.descriptors():
+            _check_fd("memory", fd)
+
+    def descriptors(self) -> tuple[int, ...]:
+        """All that it holds."""
+        state = () if self.state_fd is None else (self.state_fd,)
+        return (self.memory_fd, self.window_fd, *state)
+
+
+MAX_IMAGE_MIB = 2560
+"""Most memory of a machine with an :class:`Image`: from 2816 MiB on a PC's memory has a hole, and the window would not
+be below it."""
+
 Device: TypeAlias = Block | SerialConsole | AgentPort | SharedFs | Net | Vsock | Rng | Balloon
 
 
@@ -235,6 +270,7 @@ class VmSpec:
         log: the file that gets the VMM's own messages (bounded), or None to keep only their end in memory.
         hotplug_slots: how many devices :meth:`Vm.add_device` may add later.
         slotted: ids of devices that are in such slots from the start, so that :meth:`Vm.remove_device` can remove them.
+        image: where the memory is; None for anonymous memory.
     """
 
     name: str
@@ -249,6 +285,7 @@ class VmSpec:
     log: Path | None = None
     hotplug_slots: int = 0
     slotted: tuple[str, ...] = ()
+    image: Image | None = None
 
     def __post_init__(self) -> None:
         if not _PORT.match(self.name):
@@ -271,6 +308,11 @@ class VmSpec:
             raise HypervisorError("two devices of the machine have the same id")
         if not set(self.slotted) <= set(ids) or len(self.slotted) > self.hotplug_slots:
             raise HypervisorError(f"{len(self.slotted)} devices do not fit into {self.hotplug_slots} hot-plug slots")
+        if self.image is not None:
+            if self.shared_memory or any(isinstance(device, SharedFs) for device in self.devices):
+                raise HypervisorError("a machine that is saved shares its window only", "plug shared files in later")
+            if not self.image.window_mib < self.memory_mib <= MAX_IMAGE_MIB:
+                raise HypervisorError(f"a machine that is saved has at most {MAX_IMAGE_MIB} MiB of memory")
         if not self.shared_memory and any(isinstance(device, SharedFs) for device in self.devices):
             raise HypervisorError("a shared file system needs shared guest memory", "set shared_memory")
 
@@ -383,6 +425,17 @@ class Vm(ABC):
 
         Raises:
             HypervisorError: it did not come up within ``timeout`` seconds or ended; nothing is left running.
+        """
+
+    @abstractmethod
+    def save(self, state_fd: int, timeout: float = 30.0) -> None:
+        """Stop a machine that has an :class:`Image`, and write down all but its memory, which is in the image's files.
+
+        Arguments:
+            state_fd: a file to write to; not closed.
+
+        Raises:
+            HypervisorError: it was refused or took longer than ``timeout`` seconds. The machine is of no more use.
         """
 
     @abstractmethod

@@ -90,6 +90,10 @@ class FakeVm(Vm):
         if self._on_start is not None:
             self._on_start(self)
 
+    def save(self, state_fd: int, timeout: float = 30.0) -> None:
+        self.pause()
+        os.write(state_fd, b"state")
+
     def pause(self) -> None:
         self._switch(VmStatus.PAUSED)
 

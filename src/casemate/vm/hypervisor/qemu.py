@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ _TAIL = 8192
 """How much of QEMU's messages is kept in memory, in bytes."""
 _LOG_LIMIT = 256 * 1024
 """How much of QEMU's messages goes into the log, in bytes."""
+_STATE = "state"
 _CAUSES = {
     "guest-shutdown": (ExitCause.GUEST_SHUTDOWN, "the guest powered off"),
     "guest-reset": (ExitCause.GUEST_RESET, "the guest restarted or its kernel panicked (its console log says which)"),
@@ -93,6 +95,7 @@ class QemuHypervisor(Hypervisor):
 
     def create(self, spec: VmSpec, jail: Confinement) -> QemuVm:
         owned = [fd for device in spec.devices if (fd := device_fd(device)) is not None]
+        owned += spec.image.descriptors() if spec.image is not None else ()
         try:
             arch = qemu_args.ARCHES.get(machine())
             if arch is None:
@@ -153,6 +156,7 @@ class QemuVm(Vm):
         self._tail = b""
         self._logged = 0
         self._gone: set[str] = set()
+        self._migration = ""
         self._plugged: dict[str, tuple[int, qemu_args.Parts]] = {
             device.id: (spec.slotted.index(device.id), qemu_args.parts(device, number))
             for number, device in enumerate(spec.devices, 1)
@@ -184,6 +188,9 @@ class QemuVm(Vm):
                 raise HypervisorError("the machine was started before", "create another one")
             ours, theirs = socket.socketpair()
             messages, stderr = os.pipe2(os.O_CLOEXEC)
+            image = self._spec.image
+            # A copy, because those that are passed on are closed as soon as QEMU has them.
+            state = os.dup(image.state_fd) if image is not None and image.state_fd is not None else None
             try:
                 argv = self.command_line(theirs.fileno())
                 fds = [*self._owned, theirs.fileno()]
@@ -192,6 +199,8 @@ class QemuVm(Vm):
                 os.close(messages)
                 ours.close()
                 self._exit = VmExit(ExitCause.FAILED, None, None, "QEMU was not started")
+                if state is not None:
+                    os.close(state)
                 raise
             finally:
                 theirs.close()
@@ -200,14 +209,42 @@ class QemuVm(Vm):
             self._qmp = QmpClient(ours.detach(), self._on_event)
         watcher = threading.Thread(target=self._watch, args=(messages,), name="casemate-vm", daemon=True)
         watcher.start()
+        deadline = time.monotonic() + timeout
         try:
             self._qmp.connect(timeout)
+            if state is not None:
+                self._migrate("migrate-incoming", state, deadline)
+                self._qmp.execute("cont")
         except HypervisorError as error:
             alive = self.wait(1.0) is None  # where it ended by itself, its own words say more than a closed connection
             self._kill()
             ended = self.wait()
             reason = error.message if alive or ended is None else ended.reason
             raise HypervisorError(f"the virtual machine did not start: {reason}") from None
+        finally:
+            if state is not None:
+                os.close(state)
+
+    def save(self, state_fd: int, timeout: float = 30.0) -> None:
+        if self._spec.image is None:
+            raise HypervisorError("the memory of this machine is in no file", "give it an image")
+        self.pause()
+        self._migrate("migrate", state_fd, time.monotonic() + timeout)
+
+    def _migrate(self, command: str, fd: int, deadline: float) -> None:
+        """Have QEMU write its state, or read it; memory that it shares with a file is left out."""
+        control = self._control()
+        wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+        control.execute("migrate-set-capabilities", {"capabilities": wanted})
+        control.execute("getfd", {"fdname": _STATE}, fds=[fd])
+        control.execute(command, {"uri": f"fd:{_STATE}"})
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._migration in ("completed", "failed") or self._exit is not None,
+                max(0.0, deadline - time.monotonic()),
+            )
+            if self._migration != "completed":
+                raise HypervisorError(f"the machine's state was not carried over: {self._migration or 'no answer'}")
 
     def pause(self) -> None:
         self._control().execute("stop")
@@ -224,7 +261,7 @@ class QemuVm(Vm):
         try:
             if isinstance(device, SerialConsole | AgentPort | Balloon):
                 raise HypervisorError(f"a device of type {type(device).__name__} cannot be plugged in later")
-            if isinstance(device, SharedFs) and not self._spec.shared_memory:
+            if isinstance(device, SharedFs) and not self._spec.shared_memory and self._spec.image is None:
                 raise HypervisorError("a shared file system needs shared guest memory", "set shared_memory")
             if isinstance(device, Block) and isinstance(device.source, Path):
                 fd = _open(device.source, read_only=device.read_only)
@@ -329,6 +366,9 @@ class QemuVm(Vm):
         with self._changed:
             if name == "SHUTDOWN":
                 self._cause = self._cause or str(data.get("reason", ""))
+            elif name == "MIGRATION":
+                self._migration = str(data.get("status", ""))
+                self._changed.notify_all()
             elif name == "GUEST_PANICKED":
                 self._cause = "guest-panic"
             elif name == "DEVICE_DELETED" and isinstance(data.get("device"), str) and data["device"] in self._plugged:
@@ -397,7 +437,7 @@ class QemuVm(Vm):
         if device.id in self._plugged or any(known.id == device.id for known in self._spec.devices):
             raise HypervisorError(f"the machine has a device {device.id!r} already")
         self._sets += 1
-        part = qemu_args.parts(device, self._sets)
+        part = qemu_args.parts(device, self._sets, window=self._spec.image is not None)
         try:
             self._make_back_end(control, part)
             arguments = {**part.device, **qemu_args.slot_address(slot)}

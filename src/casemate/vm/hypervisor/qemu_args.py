@@ -22,6 +22,7 @@ from casemate.vm.hypervisor.base import (
     Balloon,
     Block,
     Device,
+    Image,
     Net,
     Rng,
     SerialConsole,
@@ -39,6 +40,8 @@ TCG_CPU: Mapping[str, bool] = {"la57": False, "erms": False, "fsrm": False}
 """What ``-cpu max`` leaves out under TCG. With erms or fsrm the guest's kernel copies by ``rep movsb``, which TCG does
 byte by byte: three times slower than the eight bytes of ``rep movsq``. la57 adds a level to every page walk."""
 _BRIDGE = "slots"
+WINDOW_NODE = 1
+"""The number of the window's memory node in the guest."""
 SHARE_QUEUE = 1024
 """Length of a shared file system's request queue, the most that QEMU and virtiofsd take."""
 
@@ -143,12 +146,13 @@ class Parts:
     fd: int = -1
 
 
-def parts(device: Device, fdset: int = 0) -> Parts:
+def parts(device: Device, fdset: int = 0, *, window: bool = False) -> Parts:
     """Work out a device.
 
     Arguments:
         device: what to plug in. A :class:`Block` must already hold a descriptor.
         fdset: the number of QEMU's descriptor set to use, for a block device.
+        window: the file servers see a part of the guest's memory, so that the guest's kernel has to go through that.
     """
     pci: dict[str, Value] = {"disable-legacy": "on"}
     match device:
@@ -189,6 +193,7 @@ def parts(device: Device, fdset: int = 0) -> Parts:
                     "chardev": id + ".chr",
                     "tag": tag,
                     "queue-size": SHARE_QUEUE,
+                    **({"iommu_platform": True} if window else {}),
                 },
                 chardev=(id + ".chr", fd),
             )
@@ -258,12 +263,6 @@ def command_line(
     """
     kvm = spec.accelerator is Accelerator.KVM
     machine, switches = arch.machine
-    memory: dict[str, Value] = {
-        "id": "ram",
-        "size": f"{spec.memory_mib}M",
-        "share": spec.shared_memory,
-        "prealloc": False,
-    }
     argv = [program, "-name", option("", {"guest": spec.name, "debug-threads": False})]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=off"]
     # The filter is installed after start-up: from then on QEMU can neither start programs nor change user.
@@ -271,15 +270,22 @@ def command_line(
     argv += ["-sandbox", option("on", sandbox)]
     argv += [
         "-machine",
-        option(machine, {**switches, "dump-guest-core": False, "mem-merge": True, "memory-backend": "ram"}),
+        option(
+            machine,
+            {
+                **switches,
+                "dump-guest-core": False,
+                "mem-merge": True,
+                **({} if spec.image is not None else {"memory-backend": "ram"}),
+            },
+        ),
     ]
     argv += ["-action", "reboot=shutdown,shutdown=poweroff,panic=exit-failure,watchdog=poweroff"]
     if kvm:
         argv += ["-accel", "kvm", "-cpu", "host"]
     else:
         argv += ["-accel", option("tcg", {"thread": "multi", "tb-size": TB_CACHE_MIB}), "-cpu", option("max", TCG_CPU)]
-    backend = "memory-backend-memfd" if spec.shared_memory else "memory-backend-ram"
-    argv += ["-object", option(backend, memory), "-m", f"{spec.memory_mib}M", "-smp", str(spec.vcpus)]
+    argv += ["-m", f"{spec.memory_mib}M", "-smp", str(spec.vcpus), *_memory(spec)]
     if firmware:
         argv += ["-bios", arch.firmware]
     # Through /proc because QEMU opens these two itself, as a user who need not be able to reach the files' directory.
@@ -299,7 +305,42 @@ def command_line(
         part = parts(device, number)
         part.device.update(places.get(device.id, {}))
         argv += _device_options(part)
+    if spec.image is not None and spec.image.state_fd is not None:
+        argv += ["-incoming", "defer"]
     return argv
+
+
+def _memory(spec: VmSpec) -> list[str]:
+    """The options for the guest's memory."""
+    if spec.image is None:
+        backend = "memory-backend-memfd" if spec.shared_memory else "memory-backend-ram"
+        memory: dict[str, Value] = {
+            "id": "ram", "size": f"{spec.memory_mib}M", "share": spec.shared_memory, "prealloc": False,
+        }  # fmt: skip
+        return ["-object", option(backend, memory)]
+    image = spec.image
+    kept = image.state_fd is None
+    argv: list[str] = []
+    # Two nodes, so that the window is the end of memory, where the guest's kernel puts its bounce buffers, and has a
+    # number by which a device can be told to have its queues there.
+    for node, (name, size, fd, share) in enumerate(
+        (
+            ("ram", spec.memory_mib - image.window_mib, image.memory_fd, kept),
+            ("window", image.window_mib, image.window_fd, True),
+        )
+    ):
+        table: dict[str, Value] = {
+            "id": name, "size": f"{size}M", "mem-path": f"/proc/self/fd/{fd}", "share": share, "prealloc": False,
+        }  # fmt: skip
+        argv += ["-object", option("memory-backend-file", table)]
+        cpus: dict[str, Value] = {"cpus": f"0-{spec.vcpus - 1}"} if node == WINDOW_NODE - 1 else {}
+        argv += ["-numa", option("node", {"nodeid": node, **cpus, "memdev": name})]
+    return argv
+
+
+def window_base(spec_memory_mib: int, image: Image) -> int:
+    """The address in the guest at which the window begins, in bytes."""
+    return (spec_memory_mib - image.window_mib) << 20
 
 
 def _anchor(spec: VmSpec) -> str:

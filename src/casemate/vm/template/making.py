@@ -1,0 +1,194 @@
+"""Making a template: a guest boots, does what every sandbox would do first, and is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from casemate import jsonfile
+from casemate.config import Config
+from casemate.errors import CasemateError, TemplateError
+from casemate.protocol.wire import LinkError
+from casemate.vm import transport
+from casemate.vm.calls import Calls, line
+from casemate.vm.console import Console
+from casemate.vm.guest.bundle import GuestBundle
+from casemate.vm.hypervisor import base
+from casemate.vm.template import WINDOW_MIB, Class, memory, store
+from casemate.vm.template.store import Template
+
+PREPARE_SECONDS = 60.0
+
+
+def machine_spec(
+    bundle: GuestBundle, kind: Class, image: base.Image, port: base.Device, console: base.SerialConsole, name: str,
+    log: Path | None,
+) -> base.VmSpec:
+    """The machine of a template: the same when it is saved and when it is made again, but for its connections."""
+    return base.VmSpec(
+        name=name,
+        kernel=bundle.kernel,
+        initrd=bundle.initrd,
+        cmdline=(*bundle.cmdline(kind.accelerator.value), *store.CMDLINE),
+        memory_mib=kind.memory_mib,
+        vcpus=kind.vcpus,
+        shared_memory=False,
+        accelerator=kind.accelerator,
+        devices=(
+            base.Block("casemate-root", bundle.root),
+            console,
+            port,
+            base.Rng(),
+            # QEMU 7.2 would punch holes into the file that all share where one guest gives a page back.
+            base.Balloon(free_page_reporting=False),
+        ),
+        log=log,
+        hotplug_slots=base.MAX_SLOTS,
+        image=image,
+    )  # fmt: skip
+
+
+def make(
+    config: Config,
+    bundle: GuestBundle,
+    kind: Class,
+    jail: base.Confinement,
+    hypervisor: base.Hypervisor,
+    progress: Callable[[str], None],
+    *,
+    wait: bool,
+) -> Template | None:
+    """Make the template of a class, unless it is there.
+
+    Arguments:
+        jail: what the VMM is shut into while it boots.
+        progress: told what is being done.
+        wait: wait for another process that makes one; else there is none yet.
+
+    Returns:
+        the template; None where another process is making one and ``wait`` is false.
+
+    Raises:
+        TemplateError: it cannot be made; nothing is left of it.
+    """
+    where = store.home(config.root)
+    try:
+        where.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(where / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    return None
+                progress("waiting for another process that makes a template")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            return _make(config, bundle, kind, jail, hypervisor, progress)
+        finally:
+            os.close(lock)
+    except TemplateError:
+        raise
+    except OSError as error:
+        hint = "free some space" if error.errno in (28, 122) else ""
+        raise TemplateError(f"no template can be made: {error.strerror}", hint) from None
+    except (CasemateError, LinkError) as error:
+        raise TemplateError(f"no template can be made: {error}") from None
+
+
+def _make(
+    config: Config, bundle: GuestBundle, kind: Class, jail: base.Confinement, hypervisor: base.Hypervisor,
+    progress: Callable[[str], None],
+) -> Template:  # fmt: skip
+    key = store.key(config, bundle, kind)
+    with contextlib.suppress(FileNotFoundError, TemplateError):
+        return store.load(store.home(config.root) / key)
+    store.sweep(config.root)
+    progress(f"making a template for {kind.memory_mib} MiB: the guest boots")
+    work = Path(tempfile.mkdtemp(prefix=".making-", dir=store.home(config.root)))
+    fds: list[int] = []
+    try:
+        for name, mib in (("memory", kind.memory_mib - WINDOW_MIB), ("window", WINDOW_MIB)):
+            fds.append(memory.create(name, mib << 20))
+        fds.append(os.open(work / "state", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        hello = _boot_and_save(config, bundle, kind, jail, hypervisor, work, (fds[0], fds[1], fds[2]), progress)
+        progress("saving the guest's memory")
+        for name, fd in (("memory", fds[0]), ("window", fds[1])):
+            target = os.open(work / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fds.append(target)
+            memory.copy_without_zeros(fd, target)
+        for fd in fds[2:]:
+            os.fsync(fd)
+        (work / "console.log").unlink(missing_ok=True)
+        manifest: dict[str, Any] = {
+            "format": store.FORMAT,
+            "key": key,
+            "bundle": bundle.digest,
+            "kernel_release": bundle.kernel_release,
+            "accelerator": kind.accelerator.value,
+            "memory_mib": kind.memory_mib,
+            "vcpus": kind.vcpus,
+            "hello": hello,
+            "sizes": {name: (work / name).stat().st_size for name in store.PARTS},
+            "sha256": {name: store.digest(work / name) for name in store.PARTS},
+        }
+        jsonfile.write(work / store.MANIFEST, manifest)
+        final = store.home(config.root) / key
+        if final.exists():
+            store.remove(final)
+        os.rename(work, final)
+        return store.load(final)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _boot_and_save(
+    config: Config, bundle: GuestBundle, kind: Class, jail: base.Confinement, hypervisor: base.Hypervisor, work: Path,
+    files: tuple[int, int, int], progress: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Run the guest until it waits for its sandbox, and save it. Returns the agent's HELLO."""
+    ours, theirs = socket.socketpair()
+    console = Console(ours.detach(), work / "console.log")
+    way = transport.Serial()
+    image = base.Image(os.dup(files[0]), os.dup(files[1]), WINDOW_MIB)
+    spec = machine_spec(
+        bundle, kind, image, way.device, base.SerialConsole(theirs.detach()), "casemate-template", None
+    )
+    vm = hypervisor.create(spec, jail)
+
+    def why(said: str) -> str:
+        end = vm.wait(1.0)
+        console.join(1.0)
+        return f"{end.reason if end else said}; its console says: {console.last_line()}"
+
+    calls = Calls(PREPARE_SECONDS, lambda *end: None, lambda id: None, why)
+    try:
+        vm.start()
+        try:
+            hello = calls.connect(way.connect(config.boot_timeout, _never()), config.boot_timeout, lambda reason: None)
+        except LinkError as error:
+            raise TemplateError(f"the guest did not come up: {why(str(error))}") from None
+        progress("getting the guest ready")
+        calls.call("sandbox.prepare", {})
+        vm.save(files[2])
+        return {key: line(value, 64) if isinstance(value, str) else value for key, value in hello.items()}
+    finally:
+        vm.kill()
+        vm.wait(10.0)
+        calls.close("saved")
+
+
+def _never() -> Any:
+    import threading
+
+    return threading.Event()
