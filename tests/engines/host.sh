@@ -18,8 +18,9 @@ for directory in etc opt var/lib; do
     layer=$base/layers/${directory/\//-}
     mkdir -p "$layer/upper" "$layer/work"
 done
-mkdir -p "$base/root/guest"
+mkdir -p "$base/root/guest" "$base/root/templates" "${guest%/*}/templates"
 mount --rbind "$guest" "$base/root/guest"
+mount --rbind "${guest%/*}/templates" "$base/root/templates"
 for directory in etc opt var/lib; do
     layer=$base/layers/${directory/\//-}
     mount -t overlay -o "lowerdir=/$directory,upperdir=$layer/upper,workdir=$layer/work" overlay "/$directory"

@@ -299,7 +299,7 @@ class Machine:
         try:
             ready = use.get(self.config, bundle, kind, jail, self._hypervisor, self._progress)
             if ready is None:
-                self._facts["template"] = "none yet: another process is making it"
+                self._facts["template"] = "none for this memory and these processors"
                 return False
             self._template = ready
             console = self._new_console()

@@ -30,10 +30,11 @@ def get(
     config: Config, bundle: GuestBundle, kind: Class, jail: base.Confinement, hypervisor: base.Hypervisor,
     progress: Callable[[str], None],
 ) -> Ready | None:  # fmt: skip
-    """Open the template of a class; make it first where there is none.
+    """Open the template of a class; make it first where there is none and the class is the configured one.
 
     Returns:
-        None where another process is just making it: booting is as fast as waiting for that.
+        None where there is none and the class is not the configured one, or another process is just making it: booting
+        is as fast as waiting for that.
 
     Raises:
         TemplateError: it is damaged, or cannot be made.
@@ -43,6 +44,8 @@ def get(
         found = store.load(store.home(config.root) / key)
         store.used(found)
     except FileNotFoundError:
+        if (kind.memory_mib, kind.vcpus) != (config.memory, config.vcpus):
+            return None
         made = making.make(config, bundle, kind, jail, hypervisor, progress, wait=False)
         if made is None:
             return None
