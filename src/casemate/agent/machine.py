@@ -12,7 +12,7 @@ from binascii import Error, a2b_base64
 
 from casemate import __version__
 from casemate.agent import network
-from casemate.agent.system import bad, get_int, get_list, get_text, log, read_text, write_text
+from casemate.agent.system import bad, get_dict, get_int, get_list, get_text, log, read_text, write_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def setup(params: dict[str, Any]) -> None:
     """Make the guest this sandbox's.
 
     Arguments:
-        params: ``time_ns`` (since the epoch), ``entropy`` (base64), ``hostname``, ``interfaces``; see the protocol.
+        params: ``time_ns`` (since the epoch), ``entropy`` (base64), ``hostname``, ``shares``, ``interfaces``; see the
+            protocol. The clock comes first: what follows takes its time.
 
     Raises:
         RequestFailed: ``bad-spec``. OSError: the kernel refused something.
@@ -43,6 +44,10 @@ def setup(params: dict[str, Any]) -> None:
         reseed(get_text(params, "entropy"))
     if params.get("hostname"):
         sethostname(get_text(params, "hostname", 64))
+    if params.get("shares") is not None:
+        from casemate.agent import guest, late  # here, because tests serve without a guest
+
+        late.attach(get_dict(params, "shares"), guest.mount_share)
     apply_network(params)
     for name, value in SYSCTLS.items():
         try:

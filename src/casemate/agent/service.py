@@ -111,12 +111,7 @@ class Service:
         try:
             identifier = get_id(params, "id")
             if params.get("sandbox") is not None:
-                sandbox = get_dict(params, "sandbox")
-                if sandbox.get("shares") is not None:
-                    from casemate.agent import guest, late  # here, because tests serve without a guest
-
-                    late.attach(get_dict(sandbox, "shares"), guest.mount_share)
-                machine.setup(sandbox)
+                machine.setup(get_dict(params, "sandbox"))
             assert self.link is not None
             with self._lock:
                 for name in [n for n, c in self._containers.items() if c.ended.is_set()]:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from casemate import ids
 from casemate.config import Config
 from casemate.errors import CasemateError, HypervisorError, TemplateError
-from casemate.host import uids
+from casemate.host import namespaces, uids
 from casemate.host.cgroups import Cgroup
 from casemate.protocol.wire import LinkError
 from casemate.sandbox import ProcessExit
@@ -146,6 +146,7 @@ class Machine:
         }
         self.run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._uid = uids.lease(self.identifier, self.config)
+        self._template = self._open_template()
 
     def step(self, what: str) -> None:
         """Tell what comes next.
@@ -286,44 +287,62 @@ class Machine:
         self._console = Console(ours.detach(), self.directory / "console.log")
         return base.SerialConsole(theirs.detach())
 
-    def _restore(self, jail: base.Confinement) -> bool:
-        """Make the guest from a template; False where it has to boot, and why is among the facts."""
+    def _open_template(self) -> Ready | None:
+        """What the machine can be made of, or None, and why is among the facts."""
         bundle = self._bundle
-        assert bundle is not None  # prepare() has returned
+        assert bundle is not None  # prepare() has found it
         kind = template.Class(self._accelerator, self.memory_mib, self.vcpus)
-        if not template.possible(self.config, kind):
-            return False
-        from casemate.vm.template import making, use
+        if not self._hypervisor.saves or not template.possible(self.config, kind):
+            return None
+        from casemate.vm.template import use
 
+        netns = namespaces.new_netns()
+        try:
+            # Where there is none yet, a guest boots to be saved: nobody's, so in nobody's control group.
+            jail = base.Confinement(uid=self._uid, gid=self._uid, netns_fd=netns, oom_score_adj=self._oom_score_adj)
+            ready = use.get(self.config, bundle, kind, jail, self._hypervisor, self._progress)
+        except TemplateError as error:
+            self._boot_after_all(error)
+            return None
+        finally:
+            os.close(netns)
+        self._facts["template"] = ids.short(ready.key) if ready else "none for this memory and these processors"
+        return ready
+
+    def _boot_after_all(self, error: Exception) -> None:
+        self._facts["template"] = f"not used: {line(str(error), 200)}"
+        self._progress(f"booting, because the template cannot be used: {error}")
+
+    def _restore(self, jail: base.Confinement) -> bool:
+        """Make the guest from its template; False where it has to boot."""
+        bundle, ready = self._bundle, self._template
+        if bundle is None or ready is None:
+            return False
+        from casemate.vm.template import making
+
+        kind = template.Class(self._accelerator, self.memory_mib, self.vcpus)
         vm: base.Vm | None = None
         try:
-            ready = use.get(self.config, bundle, kind, jail, self._hypervisor, self._progress)
-            if ready is None:
-                self._facts["template"] = "none for this memory and these processors"
-                return False
-            self._template = ready
-            console = self._new_console()
             way = transport.Serial()
-            name = f"casemate-{ids.short(self.identifier)}"
             spec = making.machine_spec(
-                bundle, kind, ready.image, way.device, console, name, self.directory / "vmm.log"
-            )
+                bundle, kind, ready.image, way.device, self._new_console(),
+                f"casemate-{ids.short(self.identifier)}", self.directory / "vmm.log",
+            )  # fmt: skip
             self._kills = self._oom_kills()
+            ready.given = True
             vm = self._hypervisor.create(spec, jail)
             vm.start()
             self.calls.resume(way.connect(self.config.boot_timeout, self._gone), ready.hello, self._link_closed)
-        except (TemplateError, HypervisorError, LinkError) as error:
-            # A machine without a template only comes up later; closed is closed, though.
+        except (HypervisorError, LinkError) as error:
+            # Without a template a machine only comes up later.
             if vm is not None:
                 vm.kill()
                 vm.wait(END_SECONDS)
-            self._facts["template"] = f"not used: {line(str(error), 200)}"
-            self._progress(f"booting, because the template cannot be used: {error}")
+            self._boot_after_all(error)
             self.step("machine")
             return False
         self._vm = vm
         vm.on_exit(self._ended)
-        self._facts["template"] = ids.short(ready.key)
         self._facts["agent"] = line(str(ready.hello.get("version")), 64)
         return True
 
@@ -486,7 +505,7 @@ class Machine:
                 else:
                     over = False
             if self._template is not None:
-                self._template.shared.close()
+                self._template.close()
             self.end_turn()
         return over
 

@@ -484,6 +484,8 @@ class Hypervisor(ABC):
     """One kind of VMM."""
 
     name: str
+    saves = False
+    """Whether its machines can be saved and made again: :class:`Image`, :meth:`Vm.save`."""
 
     @abstractmethod
     def probe(self) -> Capabilities:

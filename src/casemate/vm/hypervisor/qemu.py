@@ -61,6 +61,7 @@ class QemuHypervisor(Hypervisor):
     """
 
     name = "qemu"
+    saves = True
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -142,7 +142,7 @@ def digest(path: Path) -> str:
 def list_all(root: Path) -> list[Template]:
     """All whole templates, those that were used last first."""
     found = []
-    for path in _directories(root):
+    for path in directories(root):
         try:
             found.append(((path / MANIFEST).stat().st_mtime_ns, load(path)))
         except (TemplateError, FileNotFoundError):
@@ -153,7 +153,7 @@ def list_all(root: Path) -> list[Template]:
 def damaged(root: Path) -> list[tuple[Path, str]]:
     """Those that are not whole, and what is wrong with them."""
     found = []
-    for path in _directories(root):
+    for path in directories(root):
         try:
             load(path)
         except TemplateError as error:
@@ -186,7 +186,8 @@ def sweep(root: Path) -> None:
         remove(template.path)
 
 
-def _directories(root: Path) -> list[Path]:
+def directories(root: Path) -> list[Path]:
+    """Where templates are, whole or not."""
     try:
         with os.scandir(home(root)) as entries:
             names = [entry.name for entry in entries if len(entry.name) == 64 and entry.is_dir(follow_symlinks=False)]

@@ -24,6 +24,16 @@ class Ready:
     """To be kept as long as the machine runs, so that others find it."""
     hello: dict[str, Any]
     key: str
+    given: bool = False
+    """Whether a machine has the image's descriptors."""
+
+    def close(self) -> None:
+        """Give up what no machine has."""
+        self.shared.close()
+        if not self.given:
+            self.given = True
+            for fd in self.image.descriptors():
+                os.close(fd)
 
 
 def get(

@@ -1,0 +1,128 @@
+"""``casemate template``: make, list, check and remove the saved guests that machines are made from."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from casemate import ids
+from casemate.cli import output, values
+from casemate.errors import TemplateError, UsageError
+
+if TYPE_CHECKING:
+    from casemate.cli.parser import Parser
+    from casemate.config import Config
+    from casemate.vm.template.store import Template
+
+USAGE = "create [--memory SIZE] [--cpus N] | list | verify [TEMPLATE...] | rm TEMPLATE..."
+ACTIONS = ("create", "list", "verify", "rm")
+HEAD = ("TEMPLATE", "GUEST", "KERNEL", "ACCELERATOR", "MEMORY", "CPUS", "SIZE")
+
+
+def declare(parser: Parser) -> None:
+    """Name the options."""
+    parser.value("-m", "--memory", metavar="SIZE", help="create: memory of the guests, such as 512m")
+    parser.value("--cpus", metavar="N", help="create: their processors")
+    parser.add_argument("action", metavar="ACTION", help="create, list, verify or rm")
+    parser.add_argument("templates", metavar="TEMPLATE", nargs="*", help="verify, rm: the beginning is enough")
+
+
+def run(config: Config, args: Any) -> int:
+    """Do the action."""
+    if args.action not in ACTIONS:
+        raise UsageError(f"unknown action {args.action!r} for template", f"one of {', '.join(ACTIONS)}")
+    if args.templates and args.action in ("create", "list"):
+        raise UsageError(f"unexpected argument {args.templates[0]!r}", "see: casemate template --help")
+    if (args.memory or args.cpus) and args.action != "create":
+        raise UsageError("--memory and --cpus are for create", "see: casemate template --help")
+    from casemate.vm.template import store
+
+    if args.action == "create":
+        print(_create(config, args).key)
+    elif args.action == "list":
+        print(output.table(HEAD, [_row(template) for template in store.list_all(config.root)]))
+        for path, problem in store.damaged(config.root):
+            output.error(TemplateError(problem, f"remove it: casemate template rm {path.name[:12]}"))
+    elif args.action == "verify":
+        from casemate.cli.common import each
+
+        names = args.templates or sorted(path.name for path in store.directories(config.root))
+        return each(names, lambda name: _verify(config, name))
+    else:
+        from casemate.cli.common import each
+
+        if not args.templates:
+            raise UsageError("missing TEMPLATE", "see: casemate template --help")
+        return each(args.templates, lambda name: _remove(config, name))
+    return 0
+
+
+def _row(template: Template) -> list[str]:
+    manifest = template.manifest
+    return [
+        ids.short(template.key), ids.short(str(manifest["bundle"])), str(manifest["kernel_release"]),
+        str(manifest["accelerator"]), f"{manifest['memory_mib']} MiB", str(manifest["vcpus"]),
+        output.size(template.size()),
+    ]  # fmt: skip
+
+
+def _find(config: Config, name: str) -> Any:
+    from casemate.vm.template import store
+
+    found = [path for path in store.directories(config.root) if name and path.name.startswith(name)]
+    if len(found) != 1:
+        what = "no template begins" if not found else f"{len(found)} templates begin"
+        raise TemplateError(f"{what} with {name!r}", "'casemate template list' shows them")
+    return found[0]
+
+
+def _verify(config: Config, name: str) -> None:
+    from casemate.vm.template import store
+
+    path = _find(config, name)
+    with output.Steps() as steps:
+        steps(f"reading {ids.short(path.name)}")
+        store.verify(store.load(path))
+    print(f"{ids.short(path.name)}: as it was saved")
+
+
+def _remove(config: Config, name: str) -> None:
+    from casemate.vm.guest.lock import locked
+    from casemate.vm.template import store
+
+    path = _find(config, name)
+    with locked(store.home(config.root)):
+        store.remove(path)
+    print(ids.short(path.name))
+
+
+def _create(config: Config, args: Any) -> Template:
+    import time
+
+    from casemate.host import network, uids
+    from casemate.vm import guest
+    from casemate.vm.hypervisor import base, drivers, probe
+    from casemate.vm.template import Class, making
+
+    memory = values.memory(args.memory, config.memory_minimum) if args.memory else config.memory
+    if memory > base.MAX_IMAGE_MIB:
+        raise UsageError(f"--memory {args.memory} is too much for a template", f"the most is {base.MAX_IMAGE_MIB}m")
+    vcpus = -int(-values.cpus(args.cpus) // 1) if args.cpus else config.vcpus
+    begin = time.monotonic()
+    identifier = ids.new_id()
+    netns = network.isolated()
+    try:
+        with output.Steps() as steps:
+            bundle = guest.find(config.root, config.guest)
+            accelerator = probe.choose(config).accelerator
+            uid = uids.lease(identifier, config)
+            made = making.make(
+                config, bundle, Class(accelerator, memory, vcpus), base.Confinement(uid=uid, gid=uid, netns_fd=netns),
+                drivers.driver(config), steps, wait=True,
+            )  # fmt: skip
+            assert made is not None  # it was waited for
+            steps(f"template {ids.short(made.key)}: {output.size(made.size())}, {time.monotonic() - begin:.1f} s")
+            return made
+    finally:
+        os.close(netns)
+        uids.release(identifier, config)

@@ -1,0 +1,267 @@
+"""Machines from templates: what they share, what they must not share, and what happens when a template is no good."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from casemate.vm.template import store
+from tests.vm.support import Casemate, Container, detached, environment, processes
+
+NONE = "none for this memory and these processors"
+SETTINGS = 'template = "auto"\nmemory = 192\n'
+"""Small, so that making one is quick."""
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Casemate]:
+    """An environment with templates of its own."""
+    with environment(SETTINGS) as env:
+        (env.root / "templates").unlink()
+        yield Casemate(env)
+
+
+@pytest.fixture(scope="module")
+def made(own: Casemate) -> Path:
+    """The template of the environment."""
+    key = own.out("template", "create", timeout=200)
+    return own.env.root / "templates" / key
+
+
+def used(cm: Casemate, name: str) -> str:
+    value = cm.inspect(name)["Guest"].get("template")
+    assert isinstance(value, str)
+    return value
+
+
+@pytest.fixture(scope="module")
+def pair(own: Casemate, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Container, Container]]:
+    """Two containers from one template; the first has a volume."""
+    volume = tmp_path_factory.mktemp("volume")
+    with (
+        detached(own, "first", "-v", f"{volume}:/volume", "--hostname", "one") as first,
+        detached(own, "second", "--hostname", "two") as second,
+    ):
+        yield first, second
+
+
+def test_both_are_from_the_template(own: Casemate, made: Path, pair: tuple[Container, Container]) -> None:
+    assert [used(own, container.name) for container in pair] == [made.name[:12]] * 2
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "cat /proc/sys/kernel/random/boot_id",
+        "head -c 32 /dev/urandom | sha256sum",
+        "cat /proc/sys/kernel/random/uuid",
+        "hostname",
+        "cat /etc/hosts",
+        "cat /sys/class/net/eth0/address",
+        "ip -4 addr show eth0",
+    ],
+)
+def test_they_differ(pair: tuple[Container, Container], question: str) -> None:
+    first, second = (container.sh(question) for container in pair)
+    assert first and second
+    assert first != second
+
+
+def test_their_clocks_are_the_hosts(pair: tuple[Container, Container]) -> None:
+    for container in pair:
+        # Set when the sandbox begins, in a guest that has nothing in its processor's caches; the template is older.
+        before = int(time.time())
+        assert before - 5 <= int(container.sh("date +%s")) <= time.time() + 1
+
+
+def test_they_reach_the_network(own: Casemate, pair: tuple[Container, Container]) -> None:
+    address = own.inspect("second")["NetworkSettings"]["IPAddress"]
+    with own.popen("exec", "second", "nc", "-l", "-p", "7000", stdin=subprocess.DEVNULL) as server:
+        pair[0].sh(f"until echo over | nc -w 5 {address} 7000; do :; done")
+        assert server.communicate(timeout=60)[0] == b"over\n"
+
+
+def test_files_go_through_the_window(own: Casemate, pair: tuple[Container, Container]) -> None:
+    """More than the window holds, both ways, by several at a time."""
+    data = os.urandom(1 << 20) * 24
+    first = pair[0]
+    first.exec("sh", "-c", "cat >/big", input=data, timeout=120, check=True)
+    first.sh("for i in 1 2 3 4; do cp /big /volume/copy-$i & done; wait; sync", timeout=180)
+    first.sh("echo 3 >/proc/sys/vm/drop_caches 2>/dev/null; true")
+    found = first.sh("sha256sum /big /volume/copy-*", timeout=180).split()[::2]
+    assert found == [hashlib.sha256(data).hexdigest()] * 5
+
+
+def test_files_work_when_memory_is_short(pair: tuple[Container, Container]) -> None:
+    """The bounce buffers are the kernel's for good: nobody else gets their memory."""
+    second = pair[1]
+    second.sh("dd if=/dev/zero of=/dev/shm/full bs=1M count=400 2>/dev/null; true", timeout=120)
+    second.sh("for i in 1 2 3 4 5 6 7 8; do echo $i >/file-$i; done; cat /file-* | wc -l; rm /file-*; rm /dev/shm/full")
+
+
+def test_nobody_has_changed_the_template(own: Casemate, made: Path, pair: tuple[Container, Container]) -> None:
+    assert own.out("template", "verify") == f"{made.name[:12]}: as it was saved"
+
+
+def test_memory_is_had_in_common(own: Casemate, made: Path, pair: tuple[Container, Container]) -> None:
+    """The same file, and not a copy each."""
+    inodes = set()
+    for container in pair:
+        maps = _maps(own, container)
+        inodes |= {line.split()[4] for line in maps.splitlines() if "memfd:casemate-template-" in line}
+    assert len(inodes) == 1
+
+
+def _maps(own: Casemate, container: Container) -> str:
+    word = f"guest=casemate-{own.inspect(container.name)['Id'][:12]}"
+    (pid,) = (pid for pid in processes(own.env) if word in Path(f"/proc/{pid}/cmdline").read_text())
+    text = Path(f"/proc/{pid}/maps").read_text()
+    rows = [line for line in text.splitlines() if "memfd:casemate-template-" in line]
+    assert rows and all(row.split()[1][3] == "p" for row in rows), "the template is mapped privately"
+    return text
+
+
+def test_another_class_boots_until_it_has_a_template(own: Casemate, made: Path) -> None:
+    with detached(own, "other", "--memory", "160m") as other:
+        assert used(own, other.name) == NONE
+    key = own.out("template", "create", "--memory", "160m", timeout=200)
+    rows = own.out("template", "list").splitlines()[1:]
+    assert {row.split()[0] for row in rows} == {key[:12], made.name[:12]}
+    with detached(own, "other", "--memory", "160m") as other:
+        assert used(own, other.name) == key[:12]
+        total = int(other.sh("awk '/MemTotal/ { print $2 }' /proc/meminfo"))
+        assert total < 160 << 10
+    assert own.out("template", "rm", key[:8]) == key[:12]
+    assert own.out("template", "list").splitlines()[1:] == [row for row in rows if row.startswith(made.name[:12])]
+
+
+def test_the_first_run_makes_it() -> None:
+    with environment(SETTINGS) as env:
+        (env.root / "templates").unlink()
+        own = Casemate(env)
+        with detached(own, "first") as first:
+            assert used(own, first.name) == store.list_all(env.root)[0].key[:12]
+
+
+def damage(made: Path, how: str) -> None:
+    if how == "memory cut short":
+        os.truncate(made / "memory", 1 << 20)
+    elif how == "window gone":
+        (made / "window").unlink()
+    elif how == "no manifest":
+        (made / "manifest.json").write_text("{")
+    elif how == "state of nothing":
+        (made / "state").write_bytes(bytes((made / "state").stat().st_size))
+    elif how == "state cut short":
+        with open(made / "state", "r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.truncate(size // 2)
+            file.truncate(size)
+
+
+@pytest.mark.parametrize(
+    "how", ["memory cut short", "window gone", "no manifest", "state of nothing", "state cut short"]
+)
+def test_a_damaged_template_is_not_used(how: str) -> None:
+    """The container runs all the same, and what is wrong is told."""
+    with environment(SETTINGS) as env:
+        own = Casemate(env)
+        shared = env.root / "templates"
+        target = shared.resolve()
+        shared.unlink()
+        shared.mkdir()
+        with detached(own, "warm") as warm:
+            key = used(own, warm.name)
+        assert target != shared
+        (made,) = (path for path in shared.iterdir() if path.name.startswith(key))
+        damage(made, how)
+        with detached(own, "damaged") as damaged:
+            assert used(own, damaged.name).startswith("not used: ")
+            assert damaged.sh("echo works") == "works"
+        if how != "state of nothing" and how != "state cut short":
+            listed = own("template", "list")
+            assert key.encode() in listed.stderr
+        assert own("template", "verify").returncode == 1
+
+
+def test_killed_while_it_is_made() -> None:
+    with environment(SETTINGS) as env:
+        (env.root / "templates").unlink()
+        own = Casemate(env)
+        with own.popen("template", "create") as making:
+            assert making.stderr is not None
+            while b"boots" not in making.stderr.readline():
+                pass
+            making.send_signal(signal.SIGKILL)
+        assert store.list_all(env.root) == []
+        key = own.out("template", "create", timeout=200)
+        assert [path.name for path in (env.root / "templates").iterdir() if not path.name.startswith(".")] == [key]
+        assert not list((env.root / "templates").glob(".making-*"))
+
+
+def test_two_make_it_at_once() -> None:
+    with environment(SETTINGS) as env:
+        (env.root / "templates").unlink()
+        own = Casemate(env)
+        with own.popen("template", "create") as one, own.popen("template", "create") as two:
+            keys = {process.communicate(timeout=200)[0] for process in (one, two)}
+        assert len(keys) == 1
+        assert len(store.list_all(env.root)) == 1
+
+
+def test_no_space_for_it(tmp_path: Path) -> None:
+    with environment(SETTINGS) as env:
+        own = Casemate(env)
+        place = env.root / "templates"
+        place.unlink()
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True)
+        try:
+            with detached(own, "full") as full:
+                assert used(own, full.name).startswith("not used: ")
+                assert full.sh("echo works") == "works"
+            refused = own("template", "create", timeout=200)
+            assert refused.returncode == 125
+            assert b"free some space" in refused.stderr
+            assert store.list_all(env.root) == []
+        finally:
+            subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["create", "x"], "unexpected argument"),
+        (["list", "--memory", "1g"], "are for create"),
+        (["create", "--memory", "100g"], "too much for a template"),
+        (["rm"], "missing TEMPLATE"),
+        (["rm", "none"], "no template begins"),
+        (["verify", "none"], "no template begins"),
+        (["burn"], "unknown action"),
+    ],
+)
+def test_what_is_refused(own: Casemate, arguments: list[str], said: str) -> None:
+    done = own("template", *arguments)
+    assert done.returncode in (1, 125)
+    assert said in done.stderr.decode()
+
+
+def manifest(path: Path) -> Any:
+    return json.loads((path / "manifest.json").read_text())
+
+
+def test_the_manifest(made: Path) -> None:
+    value = manifest(made)
+    assert value["memory_mib"] == 192
+    assert value["hello"]["role"] == "agent"
+    assert set(value["sha256"]) == set(store.PARTS)
+    assert (made / "memory").stat().st_blocks * 512 < (made / "memory").stat().st_size
