@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "images": ("images", "List images"),
     "rmi": ("rmi", "Remove images"),
     "guest": ("guest", "Build, list and inspect guest bundles"),
+    "ksm": ("ksm", "Have equal memory of machines merged, most of it soon after each start"),
     "install": ("install", "Make Docker, Podman or containerd know casemate, or take that back"),
     "check": ("check", "Tell whether this machine is ready, and what to do if not"),
     "env": ("env", "Show the configuration in force and where it comes from"),

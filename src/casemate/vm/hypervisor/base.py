@@ -231,6 +231,8 @@ class VmSpec:
         vcpus: virtual processors.
         shared_memory: guest memory is shareable with other processes (needed by :class:`SharedFs`).
         accelerator: as chosen by :func:`casemate.vm.hypervisor.probe.choose`.
+        mergeable: the host's kernel may merge equal pages of this machine and others (KSM). It does so with private
+            memory only; of a machine with ``shared_memory`` that leaves what the VMM has beside the guest's memory.
         devices: all devices present from the start; ids are unique.
         log: the file that gets the VMM's own messages (bounded), or None to keep only their end in memory.
         hotplug_slots: how many devices :meth:`Vm.add_device` may add later.
@@ -250,6 +252,7 @@ class VmSpec:
     hotplug_slots: int = 0
     slotted: tuple[str, ...] = ()
 
+    mergeable: bool = True
     def __post_init__(self) -> None:
         if not _PORT.match(self.name):
             raise HypervisorError(f"bad machine name {self.name!r}", "use at most 63 letters, digits, '.', '_' or '-'")

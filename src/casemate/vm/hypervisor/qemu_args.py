@@ -263,6 +263,8 @@ def command_line(
         "size": f"{spec.memory_mib}M",
         "share": spec.shared_memory,
         "prealloc": False,
+        # Linux takes MADV_MERGEABLE for a shared mapping and does nothing (vma_ksm_compatible in mm/ksm.c).
+        "merge": spec.mergeable and not spec.shared_memory,
     }
     argv = [program, "-name", option("", {"guest": spec.name, "debug-threads": False})]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=off"]
@@ -271,7 +273,9 @@ def command_line(
     argv += ["-sandbox", option("on", sandbox)]
     argv += [
         "-machine",
-        option(machine, {**switches, "dump-guest-core": False, "mem-merge": True, "memory-backend": "ram"}),
+        option(
+            machine, {**switches, "dump-guest-core": False, "mem-merge": spec.mergeable, "memory-backend": "ram"}
+        ),
     ]
     argv += ["-action", "reboot=shutdown,shutdown=poweroff,panic=exit-failure,watchdog=poweroff"]
     if kvm:
