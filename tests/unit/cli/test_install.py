@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.cli.installers import changes, containerd, docker, jsontext, podman
+from casemate.cli.installers import changes, containerd, docker, jsontext, ksm, podman
 from casemate.cli.main import main
 from casemate.errors import ConfigError
 
@@ -201,7 +201,7 @@ def test_only_root_changes_anything(machine: Machine, monkeypatch: pytest.Monkey
 
 def test_an_unknown_engine_is_told(machine: Machine, capsys: Capture) -> None:
     assert machine.run("lxc") == 125
-    assert "unknown engine 'lxc' (known are docker, podman, containerd)" in capsys.readouterr().err
+    assert "unknown engine 'lxc' (known are docker, podman, containerd, ksm)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -394,6 +394,66 @@ def test_a_drop_in_that_was_added_to_is_not_removed(machine: Machine, capsys: Ca
     assert machine.run("podman", "--undo") == 125
     assert "holds more than casemate wrote" in capsys.readouterr().err
     assert machine.file.read_text() == text
+
+
+# ---- the throttler's unit
+
+
+@pytest.fixture
+def throttled(machine: Machine) -> Machine:
+    """A machine that has the program of the unit."""
+    (machine.bin / "casemate").write_text("#!/bin/sh\n")
+    (machine.bin / "casemate").chmod(0o755)
+    return machine
+
+
+def test_the_unit_is_made_shown_and_taken_back(throttled: Machine, capsys: Capture) -> None:
+    before = snapshot(throttled.home)
+    assert throttled.run("ksm", "--dry-run") == 0
+    assert f"+ExecStart={throttled.links}/casemate ksm\n" in capsys.readouterr().out
+    assert snapshot(throttled.home) == before
+    assert throttled.run("ksm") == 0
+    text = throttled.file.read_text()
+    assert f"\nExecStart={throttled.links}/casemate ksm\n" in text
+    assert f"\nExecStopPost={throttled.links}/casemate ksm --restore\n" in text
+    assert os.readlink(throttled.links / "casemate") == str(throttled.bin / "casemate")
+    assert "systemctl enable --now" in capsys.readouterr().out
+    assert throttled.run("ksm") == 0 and "is there already" in capsys.readouterr().out
+    assert throttled.run("ksm", "--undo") == 0
+    after = snapshot(throttled.home)
+    for made in ("usr/local/bin", "usr/local"):
+        after.pop(made, None)
+    assert after == before
+
+
+def test_a_unit_that_was_changed_or_is_anothers_is_left_alone(throttled: Machine, capsys: Capture) -> None:
+    throttled.run("ksm")
+    ours = throttled.file.read_text()
+    text = throttled.put(ours + "CPUQuota=5%\n")
+    for words in (("ksm", "--undo"), ("ksm",)):
+        assert throttled.run(*words) == 125
+        assert "drop-in" in capsys.readouterr().err and throttled.file.read_text() == text
+    text = throttled.put("[Service]\nExecStart=/bin/true\n")
+    assert throttled.run("ksm") == 125 and "not written by casemate" in capsys.readouterr().err
+    assert throttled.file.read_text() == text
+    # One that an earlier version wrote, with another program, is replaced.
+    throttled.put(ksm.edit(None, Path("f"), {"casemate": Path("/old/casemate")}))
+    assert throttled.run("ksm") == 0 and throttled.file.read_text() == ours
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("/usr/local/bin/casemate", "/usr/local/bin/casemate"),
+        ("/a b/casemate", '"/a b/casemate"'),
+        ("/100%/$HOME", '"/100%%/$HOME"'),
+    ],
+)
+def test_a_program_in_a_unit_is_quoted(path: str, word: str) -> None:
+    assert ksm.quoted(path) == word
+    for odd in "\n\"'\\":
+        with pytest.raises(ConfigError, match="unit"):
+            ksm.quoted(path + odd)
 
 
 # ---- containerd
