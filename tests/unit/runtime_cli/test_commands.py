@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -380,6 +380,18 @@ def test_events_until_the_containers_end(run: Run, store: Store) -> None:
     }  # fmt: skip
     out = run("events", "--interval=1h", "a").out
     assert out == '{"type":"oom","id":"a"}\n' * 2
+
+
+def test_events_of_one_that_ends_before_they_are_told(run: Run, store: Store) -> None:
+    record = store.add("a", "running")
+
+    def events() -> Iterator[dict[str, Any]]:
+        store.records["a"] = replace(record, status="stopped")
+        yield {"event": "ready"}
+        pytest.fail("nobody tells its end any more")
+
+    Client.answers = {"events": events()}
+    assert run("events", "--interval=1h", "a").status == 0
 
 
 # ---- exec
