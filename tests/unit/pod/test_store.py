@@ -102,6 +102,20 @@ def test_a_container_is_found_as_it_was_put_down(store: PodStore) -> None:
         store.spec("two")
 
 
+def test_nobody_else_may_write_where_records_are(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = PodStore(Config(root=tmp_path / "root", run=tmp_path / "run"), tmp_path / "a" / "b")
+        pod = store.create_pod()
+        store.create_record(Record("one", pod.id, "/bundle"), {})
+    finally:
+        os.umask(before)
+    for place in (tmp_path / "a", store.root, store.pods_path, pod.path, store.path("one")):
+        assert not place.stat().st_mode & 0o022, place
+    for file in (*store.path("one").iterdir(), *pod.path.iterdir()):
+        assert not file.stat().st_mode & 0o077, file
+
+
 def test_an_id_is_given_once_even_when_two_ask_at_once(store: PodStore) -> None:
     won: list[int] = []
     barrier = threading.Barrier(8)
