@@ -225,14 +225,15 @@ class VmSpec:
     Arguments:
         name: shows in the process list; letters, digits, ``.``, ``_``, ``-``.
         kernel, initrd: files that the driver opens while privileged; they must be readable by everyone.
+            A kernel that finds its root by itself has no initial root: None.
         cmdline: the guest's kernel arguments, one per item, without white space. The driver puts those that its
             machine needs (console, restart) before them.
         memory_mib: guest memory.
         vcpus: virtual processors.
         shared_memory: guest memory is shareable with other processes (needed by :class:`SharedFs`).
-        accelerator: as chosen by :func:`casemate.vm.hypervisor.probe.choose`.
         mergeable: the host's kernel may merge equal pages of this machine and others (KSM). It does so with private
             memory only; of a machine with ``shared_memory`` that leaves what the VMM has beside the guest's memory.
+        accelerator: as chosen by :func:`casemate.vm.hypervisor.probe.choose`.
         devices: all devices present from the start; ids are unique.
         log: the file that gets the VMM's own messages (bounded), or None to keep only their end in memory.
         hotplug_slots: how many devices :meth:`Vm.add_device` may add later.
@@ -241,7 +242,7 @@ class VmSpec:
 
     name: str
     kernel: Path
-    initrd: Path
+    initrd: Path | None
     cmdline: tuple[str, ...]
     memory_mib: int
     vcpus: int
@@ -251,8 +252,8 @@ class VmSpec:
     log: Path | None = None
     hotplug_slots: int = 0
     slotted: tuple[str, ...] = ()
-
     mergeable: bool = True
+
     def __post_init__(self) -> None:
         if not _PORT.match(self.name):
             raise HypervisorError(f"bad machine name {self.name!r}", "use at most 63 letters, digits, '.', '_' or '-'")

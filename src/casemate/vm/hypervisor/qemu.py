@@ -107,10 +107,11 @@ class QemuHypervisor(Hypervisor):
                     owned.append(fd)
                     device = replace(device, source=fd)
                 devices.append(device)
-            kernel, initrd = _open_public(spec.kernel), -1
+            kernel, initrd = _open_public(spec.kernel), None
             owned.append(kernel)
-            initrd = _open_public(spec.initrd)
-            owned.append(initrd)
+            if spec.initrd is not None:
+                initrd = _open_public(spec.initrd)
+                owned.append(initrd)
             whole = replace(spec, devices=tuple(devices))
             return QemuVm(program, whole, arch, jail, kernel, initrd, owned, self._counter)
         except BaseException:
@@ -128,7 +129,7 @@ class QemuVm(Vm):
         arch: qemu_args.Arch,
         jail: Confinement,
         kernel_fd: int,
-        initrd_fd: int,
+        initrd_fd: int | None,
         owned: list[int],
         counter: Counter,
     ) -> None:

@@ -240,7 +240,7 @@ def command_line(
     arch: Arch,
     *,
     kernel_fd: int,
-    initrd_fd: int,
+    initrd_fd: int | None,
     qmp_fd: int,
     firmware: bool,
     counter_khz: int | None = None,
@@ -251,7 +251,7 @@ def command_line(
         program: QEMU's path.
         spec: the machine, its block devices with descriptors.
         arch: the entry of :data:`ARCHES`.
-        kernel_fd, initrd_fd: open files.
+        kernel_fd, initrd_fd: open files; the second None where there is no initial root.
         qmp_fd: the control socket.
         firmware: whether ``arch.firmware`` is there.
         counter_khz: the frequency of the host's time-stamp counter, None where it is not known.
@@ -287,7 +287,9 @@ def command_line(
     if firmware:
         argv += ["-bios", arch.firmware]
     # Through /proc because QEMU opens these two itself, as a user who need not be able to reach the files' directory.
-    argv += ["-kernel", f"/proc/self/fd/{kernel_fd}", "-initrd", f"/proc/self/fd/{initrd_fd}"]
+    argv += ["-kernel", f"/proc/self/fd/{kernel_fd}"]
+    if initrd_fd is not None:
+        argv += ["-initrd", f"/proc/self/fd/{initrd_fd}"]
     argv += ["-append", kernel_arguments(arch, spec, counter_khz)]
     argv += _chardev("qmp", qmp_fd) + ["-mon", "chardev=qmp,mode=control"]
     if any(isinstance(device, AgentPort) for device in spec.devices):
