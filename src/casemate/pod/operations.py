@@ -140,6 +140,7 @@ class Operations:
         container = self._running(request)
         resources = request["resources"]
         check_resources(resources)
+        self._keeper.home.check(container, resources)
         inside = for_guest(resources)
         if inside:
             self._keeper.machine().update(container.name, inside)

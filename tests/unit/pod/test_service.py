@@ -20,6 +20,7 @@ from casemate.errors import (
     NoSuchContainer,
     NotRunning,
     StillRunning,
+    Unsupported,
     UsageError,
 )
 from casemate.keeper.control import Connection
@@ -613,6 +614,24 @@ def test_updates_reach_the_guest_as_it_knows_them(house: House) -> None:
     house.client.update("one", {"memory": {"limit": 1 << 28, "swap": 1 << 29}, "pids": {"limit": 0}})
     assert ("update", "one", {"memory": {"limit": 1 << 28}}) in house.sandbox.calls
     assert house.client.stats("one") == {"memory": {"current": 1}}
+
+
+def test_more_memory_than_the_machine_has_is_refused(house: House) -> None:
+    house.running("one", full={**SPEC, "linux": {"resources": {"memory": {"limit": 200 << 20}}}}, memory=200 << 20)
+    with pytest.raises(Unsupported, match=f"{(200 << 20) + 1} bytes cannot be given: .* has 200 MiB"):
+        house.client.update("one", {"memory": {"limit": (200 << 20) + 1}, "pids": {"limit": 5}})
+    assert "update" not in house.sandbox.names()
+    for limit in (100 << 20, 200 << 20, -1):
+        house.client.update("one", {"memory": {"limit": limit}})
+        assert house.sandbox.calls[-1] == ("update", "one", {"memory": {"limit": limit}})
+
+
+def test_what_a_container_was_made_with_may_be_said_again(house: House) -> None:
+    """It is more than the machine has where the host has less, or where another container came first."""
+    large = {"memory": {"limit": 1 << 40}}
+    house.running("one", full={**SPEC, "linux": {"resources": large}})
+    house.client.update("one", {**large, "cpu": {"shares": 512}})
+    assert house.sandbox.calls[-1] == ("update", "one", {**large, "cpu": {"shares": 512}})
 
 
 def test_a_full_disk_does_not_end_a_container(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
