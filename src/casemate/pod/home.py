@@ -104,7 +104,7 @@ class Home:
         if limit > max(most << 20, (container.resources.get("memory") or {}).get("limit") or 0):
             raise Unsupported(
                 f"a memory limit of {limit} bytes cannot be given: the container's machine has {most} MiB for "
-                "containers", "a machine does not grow: make the container anew with it, or ask for -1, all that there is",
+                "containers", "a machine does not grow: make the container anew with it, or ask for -1 (all there is)",
             )
 
     def update(self, container: Container, resources: dict[str, Any], containers: Sequence[Container]) -> None:
