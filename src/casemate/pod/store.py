@@ -245,7 +245,7 @@ class PodStore:
             value = json.loads(data) if len(data) <= MAX_CONFIG else None
         except (FileNotFoundError, NotADirectoryError):
             raise NoSuchContainer(f'container "{id}" does not exist') from None
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise StateError(f"config.json of container {id} is damaged", "delete it with --force")
