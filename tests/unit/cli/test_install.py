@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from casemate.cli.installers import changes, containerd, docker, jsontext, ksm, podman
 from casemate.cli.main import main
-from casemate.errors import ConfigError
+from casemate.errors import ConfigError, HostError
 
 Capture = pytest.CaptureFixture[str]
 PROGRAMS = {name: Path("/usr/local/bin") / name for name in containerd.PROGRAMS}
@@ -273,6 +273,26 @@ def test_a_write_that_fails_leaves_the_old_file(
 # ---- programs and links
 
 
+def test_labels_and_access_lists_stay(machine: Machine) -> None:
+    machine.put("{}\n")
+    try:
+        os.setxattr(machine.file, "user.label", b"of the owner's")
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error.strerror}")
+    assert machine.run("docker") == 0
+    assert "casemate" in machine.file.read_text()
+    assert os.getxattr(machine.file, "user.label") == b"of the owner's"
+
+
+def test_a_link_that_cannot_be_made_leaves_nothing(machine: Machine) -> None:
+    place = machine.links / "casemate-runtime"
+    (place / "x").mkdir(parents=True)
+    link = changes.LinkChange(place, machine.bin / "casemate-runtime")
+    with pytest.raises(HostError):
+        changes.link(link)
+    assert os.listdir(machine.links) == ["casemate-runtime"]
+
+
 def test_programs_are_linked_to_where_engines_look(machine: Machine) -> None:
     machine.run("containerd")
     assert {path.name: os.readlink(path) for path in machine.links.iterdir()} == {
@@ -394,6 +414,27 @@ def test_a_drop_in_that_was_added_to_is_not_removed(machine: Machine, capsys: Ca
     assert machine.run("podman", "--undo") == 125
     assert "holds more than casemate wrote" in capsys.readouterr().err
     assert machine.file.read_text() == text
+
+
+def test_a_drop_in_that_was_added_to_keeps_what_was_added(machine: Machine, capsys: Capture) -> None:
+    machine.run("podman")
+    made = machine.file.read_text()
+    text = machine.put(made + "\n[containers]\nlog_driver = 'k8s-file'  # ours\n")
+    assert machine.run("podman") == 0
+    assert machine.file.read_text() == text
+    machine.links = machine.home / "elsewhere"
+    assert machine.run("podman") == 125
+    assert "holds more than casemate wrote" in capsys.readouterr().err
+    assert machine.file.read_text() == text
+    text = machine.put(made + "[containers\n")
+    assert machine.run("podman") == 125
+    assert machine.file.read_text() == text
+    machine.put(made)
+    assert machine.run("podman") == 0
+    assert str(machine.links) in machine.file.read_text()
+    for odd in ("engine = 1\n", "[engine]\nruntimes = 'x'\n"):  # sound TOML, and none that Podman would read
+        machine.put(made.splitlines(True)[0] + odd)
+        assert machine.run("podman", "--undo") == 125
 
 
 # ---- the throttler's unit
