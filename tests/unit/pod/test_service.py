@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from casemate.errors import (
     AgentError,
@@ -865,6 +867,34 @@ def test_requests_that_cannot_be_read_are_answered(house: House) -> None:
             house.client._request(str(request["op"]), arguments, {"standin": null})
     assert wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
     assert house.store.get("one").status == "running" and house.store.get("one").execs == {}
+
+
+_OPS = [
+    "create", "start", "exec", "resize", "close_stdin", "pause", "resume", "stats", "update", "pids", "info", "forward",
+    "kill", "delete", "wait", "events_", "_running", "__init__",
+]  # fmt: skip
+_KEYS = ["exec", "process", "pid", "size", "rows", "columns", "resources", "port", "signal", "all", "force", "spec"]
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.sampled_from(["one", "none"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(op=st.sampled_from(_OPS) | st.text(max_size=10), rest=st.dictionaries(st.sampled_from(_KEYS), _values))
+def test_no_request_ends_a_keeper(house: House, op: str, rest: dict[str, Any]) -> None:
+    if house.pod is None:
+        house.running("one")
+    # What ends "one", or waits for its end, does so.
+    rest["id"] = "two" if op in ("kill", "delete", "wait") else "one"
+    connection = house.client._connect(20)
+    connection.send({"op": op, **rest})
+    answer, _ = connection.receive()
+    connection.close()
+    if isinstance(answer.get("error"), dict):
+        assert answer["error"]["message"]
+    assert house.client.info()["containers"]["one"] in ("running", "paused")
 
 
 def test_an_id_belongs_to_one_container(house: House) -> None:
