@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from tests.unit.ksm.kernel import FOUND
 from tests.vm.oci import until
-from tests.vm.support import CONSOLE_SCRIPT
+from tests.vm.support import CHECKOUT, CONSOLE_SCRIPT
 from tests.vm.test_pod_systemd import host
 
 __all__ = ["host"]
@@ -38,6 +40,15 @@ class Host:
         """The unit's state."""
         return self("systemctl is-active casemate-ksm", check=False)
 
+    def due(self) -> float:
+        """When the throttler will change its pace."""
+        return float(json.loads(self("cat /run/casemate/ksm/state.json"))["until"])
+
+    def kick(self) -> str:
+        """Do what a keeper does when its machine starts."""
+        script = "import sys, pathlib; from casemate.ksm.kick import kick; kick(pathlib.Path('/run/casemate'))"
+        return self(f'PYTHONPATH={CHECKOUT}/src {sys.executable} -c "{script}"')
+
     def main(self) -> int:
         """The throttler's process id, as its own namespace has it."""
         return int(self("systemctl show -P MainPID casemate-ksm"))
@@ -64,6 +75,9 @@ def test_the_units_life(machine: Host) -> None:
     machine("systemctl start casemate-ksm")
     assert machine.active() == "active" and machine.settings().startswith("1 ")
     assert f"process {machine.main()}, mode auto" in machine("/run/bin/casemate ksm --status")
+    # What the unit is confined by does not keep starts from it.
+    first = machine.due()
+    assert machine.kick() == "" and until(lambda: machine.due() > first, "a start that was heard of")
     machine("systemctl stop casemate-ksm")
     assert machine.settings() == BEFORE and machine.active() == "inactive"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -109,6 +110,28 @@ def test_killed_with_its_guard_the_next_one_restores(home: Home, throttler: Thro
     assert home.found() == FOUND, "and not what the first one had set"
     assert second.end()[0] == 0
     assert values(home.kernel) == BEFORE
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_killed_at_any_moment_the_settings_can_be_had_back(home: Home, throttler: Throttler, both: bool) -> None:
+    for moment in range(24):
+        daemon = throttler(home, **kernel.QUICK)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            daemon.process.wait(moment * 0.015)  # between nothing yet and all set up, which no line tells apart
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        left_over = guards(daemon) if both else []
+        for pid in left_over:
+            os.kill(pid, signal.SIGSTOP)
+        daemon.process.kill()
+        daemon.process.wait()
+        for pid in left_over:
+            os.kill(pid, signal.SIGKILL)
+        assert daemon.process.stderr is not None
+        daemon.process.stderr.read()  # until the guard has ended, too
+        if both and home.directory.exists():
+            home.restore()
+        assert values(home.kernel) == BEFORE, moment
+        assert home.holder() == 0
 
 
 def test_signals_to_the_whole_group_leave_the_guard_to_its_work(home: Home, throttler: Throttler) -> None:
