@@ -18,6 +18,7 @@ DEFAULT_FILE = Path("/etc/casemate/config.toml")
 ACCELERATORS = ("auto", "kvm", "tcg")
 TRANSPORTS = ("auto", "serial", "vsock")
 TEMPLATES = ("auto", "off")
+KSM = ("auto", "initial", "off")
 NETWORK = "10.87.0.0/16"
 RUN_LENGTH = 81
 """Most characters of ``run``: with ``/0123456789ab/control.sock`` it has to fit into a socket address (unix(7))."""
@@ -67,6 +68,27 @@ class Config:
     """Largest packet of the sandbox's interface, in bytes."""
     uid_base: int = 1_879_048_192
     """First of 65,536 user ids that sandboxes' VMMs run as, one each; none may belong to a real user."""
+    ksm: str = "auto"
+    """What ``casemate ksm`` does: ``auto`` (after each start merge equal pages hard, then less and less), ``initial``
+    (leave the kernel's settings alone) or ``off`` (no merging). With ``off``, no guest's memory is offered either."""
+    ksm_aggressive_share: int = 10
+    """After a start: the kernel looks at one in so many of all anonymous pages, and then makes a pause."""
+    ksm_aggressive_pause: int = 1
+    """How many milliseconds the pause is."""
+    ksm_aggressive_seconds: int = 30
+    """How long that goes on after the last start; 0 leaves this pace out."""
+    ksm_standard_share: int = 100
+    """The same for the pace that follows."""
+    ksm_standard_pause: int = 10
+    """Milliseconds."""
+    ksm_standard_seconds: int = 120
+    """How long it is kept."""
+    ksm_slow_share: int = 500
+    """The same for the last pace, after which the settings are as they were."""
+    ksm_slow_pause: int = 100
+    """Milliseconds."""
+    ksm_slow_seconds: int = 120
+    """How long it is kept."""
 
 
 def load(environ: dict[str, str] | None = None) -> Config:
@@ -132,6 +154,8 @@ def _check(config: Config) -> None:
         raise ConfigError(f"transport must be one of {', '.join(TRANSPORTS)}, not {config.transport!r}")
     if config.template not in TEMPLATES:
         raise ConfigError(f"template must be one of {', '.join(TEMPLATES)}, not {config.template!r}")
+    if config.ksm not in KSM:
+        raise ConfigError(f"ksm must be one of {', '.join(KSM)}, not {config.ksm!r}")
     bounds = {
         "memory": (64, 1 << 22),
         "memory_minimum": (64, 4096),
@@ -145,6 +169,10 @@ def _check(config: Config) -> None:
         "mtu": (576, 65521),
         "uid_base": (1000, (1 << 32) - 65538),
     }
+    for pace in ("aggressive", "standard", "slow"):
+        bounds[f"ksm_{pace}_share"] = (1, 1_000_000)
+        bounds[f"ksm_{pace}_pause"] = (1, 3_600_000)
+        bounds[f"ksm_{pace}_seconds"] = (0, 86400)
     for key, (low, high) in bounds.items():
         if not low <= getattr(config, key) <= high:
             raise ConfigError(f"{key} must be from {low} to {high}, not {getattr(config, key)}")

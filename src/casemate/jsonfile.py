@@ -25,7 +25,7 @@ def read(path: Path) -> dict[str, Any]:
         raise StateError(f"{path} is larger than {MAX_BYTES} bytes", "remove the container with 'casemate rm -f'")
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateError(f"{path} is not JSON ({error})", "remove the container with 'casemate rm -f'") from None
     if not isinstance(value, dict):
         raise StateError(f"{path} does not hold an object", "remove the container with 'casemate rm -f'")

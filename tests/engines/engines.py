@@ -256,6 +256,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
 address = "{base}/c.sock"
 [debug]
 level = "info"
+[plugins."io.containerd.internal.v1.restart"]
+interval = "2s"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{pause}"
 stream_server_address = "127.0.0.1"

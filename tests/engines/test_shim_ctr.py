@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ import pytest
 from casemate.shim.start import socket_path
 from tests.engines import engines
 from tests.engines.engines import RUNC
-from tests.engines.host import TOOLS, Host, Service, run, stop
+from tests.engines.host import TOOLS, Host, Service, _children, run, stop
 from tests.engines.images import BOX
+from tests.engines.signals import TELLING, WORDS
 from tests.engines.terminal import eventually, terminal
 
 NAMESPACE = "shims"
@@ -87,7 +89,7 @@ class Ctr:
         """End a container and remove it."""
         self("task", "kill", "-s", "SIGKILL", name)
         eventually(lambda: self.status(name) in ("STOPPED", ""), f"{name} ends")
-        self("task", "rm", name)
+        self("task", "rm", "-f", name)
         self("container", "rm", name)
 
     @contextlib.contextmanager
@@ -147,6 +149,17 @@ def ctr(request: pytest.FixtureRequest, engine_host: Host, containerd: Service) 
     state = f"{engine_host.base}/c/io.containerd.runtime.v2.task/{NAMESPACE}"
     assert engine_host("ls", state).stdout == b""
     assert [line for line in engine_host.out("cat", "/proc/self/mountinfo").splitlines() if state in line] == []
+
+
+@pytest.fixture(autouse=True)
+def _own_containers(ctr: Ctr, containerd: Service) -> Iterator[None]:
+    """What a test has not removed is its fault alone: the next one finds nothing."""
+    yield
+    containerd.revive()
+    left = ctr.out("container", "ls", "-q").split()
+    for name in left:
+        ctr.remove(name)
+    assert left == []
 
 
 def _topics(told: list[tuple[str, dict[str, Any]]], name: str) -> list[str]:
@@ -237,6 +250,58 @@ def test_signals_and_states(ctr: Ctr) -> None:
 
 
 @pytest.mark.feature("ctr task")
+def test_every_signal_and_attach(ctr: Ctr) -> None:
+    with ctr.container("a", "sh", "-c", TELLING.replace("echo ready", ": >/ready")):
+        # Not by a word: the client that has started it may be there still, and read that.
+        eventually(lambda: ctr.exec("a", "test", "-e", "/ready").returncode == 0, "it has begun")
+        process = subprocess.Popen(
+            ctr.command("task", "attach", "a"), env=ctr.host.variables, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            for name in WORDS:
+                ctr.out("task", "kill", "-s", name if name.isdigit() else f"SIG{name}", "a")
+            said = Counter(process.stdout.readline().decode().rstrip("\n") for _ in WORDS)
+            assert said == Counter(WORDS.values())
+            # What the client gets it hands on, and it ends as the container does.
+            os.kill(_children(process.pid)[0], signal.SIGHUP)
+            assert process.stdout.readline() == b"got HUP\n"
+            ctr.out("task", "kill", "-s", "SIGPWR", "a")
+            assert process.wait(60) == 5
+        finally:
+            stop(process)
+
+
+@pytest.mark.feature("ctr task")
+def test_removed_and_started_again(ctr: Ctr) -> None:
+    ctr.out("run", "-d", BOX, "a", "sh", "-c", "echo once >>/times; exec sleep 600")
+    eventually(lambda: ctr.exec("a", "cat", "/times").stdout == b"once\n", "it has begun")
+    ctr("task", "rm", "-f", "a")
+    assert ctr.tasks() == {}
+    ctr.out("task", "start", "-d", "a")
+    eventually(lambda: ctr.exec("a", "cat", "/times").stdout == b"once\n" * 2, "it has begun again")
+    ctr.remove("a")
+
+
+@pytest.mark.feature("restarts by labels")
+def test_restarted_by_containerd(ctr: Ctr) -> None:
+    """containerd looks after containers with a label, and starts those that do not run."""
+    log = ctr.host.base / f"restarted-{ctr.kind}"
+    labels = ("containerd.io/restart.status=running", f"containerd.io/restart.loguri=file://{log}")
+    options = tuple(word for label in labels for word in ("--label", label))
+    ctr.out("run", "-d", *options, BOX, "a", "sh", "-c", 'trap "exit 5" TERM; echo up; while :; do sleep 0.1; done')
+    try:
+        first, _ = ctr.tasks()["a"]
+        ctr.out("task", "kill", "-s", "SIGKILL", "a")
+        eventually(lambda: ctr.tasks().get("a", (first, ""))[0] != first and ctr.status("a") == "RUNNING", "it is back")
+        eventually(lambda: log.exists() and log.read_text() == "up\n", "it says so")
+    finally:
+        ctr.out("container", "label", "a", "containerd.io/restart.status=")
+        ctr.remove("a")
+
+
+@pytest.mark.feature("ctr task")
 def test_processes_and_figures(ctr: Ctr) -> None:
     with ctr.container("a", "sleep", "600"):
         pid, _ = ctr.tasks()["a"]
@@ -270,10 +335,10 @@ def test_the_order_of_events(ctr: Ctr) -> None:
 
 @pytest.mark.feature("ctr run")
 def test_many_at_once(ctr: Ctr) -> None:
-    count = 4
+    count = 10
     commands = [ctr.command("run", "--rm", BOX, f"m{number}", "sh", "-c", f"echo {number}") for number in range(count)]
     processes = [subprocess.Popen(one, env=ctr.host.variables, stdout=subprocess.PIPE) for one in commands]
-    said = [process.communicate(timeout=200)[0] for process in processes]
+    said = [process.communicate(timeout=280)[0] for process in processes]
     assert said == [b"%d\n" % number for number in range(count)]
 
 

@@ -23,8 +23,8 @@ QEMU = "qemu-system-x86_64"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> GuestBundle:
-    """A bundle of this checkout's agent, in a root of its own."""
-    return build(tmp_path_factory.mktemp("root"), CACHE, print)
+    """A bundle of Debian's kernel and this checkout's agent, in a root of its own."""
+    return build(tmp_path_factory.mktemp("root"), CACHE, print, kernel="debian")
 
 
 def start(bundle: GuestBundle, *devices: str, fds: Sequence[int] = ()) -> subprocess.Popen[str]:
@@ -115,7 +115,7 @@ def test_same_packages_make_the_same_bytes(bundle: GuestBundle, tmp_path: Path) 
         shutil.copyfile(package, cache / "guest" / "packages" / package.name)
     before = os.umask(0o077)
     try:
-        other = build(tmp_path / "root", cache, print)
+        other = build(tmp_path / "root", cache, print, kernel="debian")
     finally:
         os.umask(before)
     assert other.digest == bundle.digest
@@ -132,7 +132,7 @@ def test_nothing_changed_means_nothing_done_and_no_network(
 
     monkeypatch.setattr(Apt, "__init__", refuse)
     lines: list[str] = []
-    again = build(bundle.path.parent.parent, CACHE, lines.append)
+    again = build(bundle.path.parent.parent, CACHE, lines.append, kernel="debian")
     assert again == bundle
     assert lines == []
 
@@ -146,7 +146,7 @@ def test_a_truncated_package_is_fetched_again(bundle: GuestBundle, tmp_path: Pat
     victim = next((cache / "guest" / "packages").glob("crun_*.deb"))
     os.truncate(victim, 1000)
     lines: list[str] = []
-    other = build(tmp_path / "root", cache, lines.append)
+    other = build(tmp_path / "root", cache, lines.append, kernel="debian")
     assert any("downloading 1 Debian package" in line for line in lines)
     assert guest.find(tmp_path / "root").digest == other.digest
     assert other.manifest["files"]["initrd"] == bundle.manifest["files"]["initrd"]

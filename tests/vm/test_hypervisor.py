@@ -27,6 +27,7 @@ from casemate import config as configuration
 from casemate.config import Config
 from casemate.errors import HypervisorError
 from casemate.host import cgroups
+from casemate.oci import busybox
 from casemate.vm import guest
 from casemate.vm.guest.cpio import Archive
 from casemate.vm.hypervisor import launch, probe
@@ -65,11 +66,20 @@ while read -r line; do eval "$line"; echo "DONE=$?"; done
 
 @pytest.fixture(scope="module")
 def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle's initial root with a shell for its first process: of two archives the later wins."""
+    """The bundle's initial root with a shell for its first process: of two archives the later wins.
+
+    A kernel that needs no modules comes without one; a shell is enough for it.
+    """
+    bundle = guest.find(Config().root)
     archive = Archive()
+    if bundle.initrd is None:
+        for directory in ("bin", "dev", "mod", "proc", "sys"):
+            archive.directory(directory)
+        archive.character_device("dev/console", 5, 1)
+        archive.file("bin/busybox", busybox.find().read_bytes(), 0o755)
     archive.file("init", INIT.encode(), 0o755)
     path = tmp_path_factory.mktemp("initrd") / "initrd.cpio"
-    path.write_bytes(guest.find(Config().root).initrd.read_bytes() + archive.finish())
+    path.write_bytes((bundle.initrd.read_bytes() if bundle.initrd else b"") + archive.finish())
     path.chmod(0o644)
     return path
 

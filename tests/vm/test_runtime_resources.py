@@ -112,6 +112,15 @@ def test_update_while_it_runs(ours: Runtime) -> None:
     assert group(container, "memory.max") == str(200 * MIB)
 
 
+def test_update_gives_no_more_memory_than_the_machine_has(ours: Runtime) -> None:
+    container = bounded(ours, memory={"limit": 200 * MIB})
+    assert "the container's machine has 200 MiB for containers" in ours.fails("update", "--memory=201m", container.id)
+    assert group(container, "memory.max") == str(200 * MIB)
+    container("update", "--memory=100m")
+    container("update", "--memory=-1")
+    assert int(group(container, "memory.max")) >= 200 * MIB
+
+
 def test_update_refuses_nonsense(ours: Runtime) -> None:
     container = bounded(ours)
     assert "invalid value for memory" in ours.fails("update", "--memory", "much", container.id)

@@ -10,6 +10,7 @@ from time import monotonic
 from casemate.agent import bundle, cgroup, system
 from casemate.agent.cgroup import Cgroup
 from casemate.agent.crun import Crun
+from casemate.agent.marks import mark
 from casemate.agent.oom import Watch
 from casemate.agent.process import Process, Streams
 from casemate.agent.processes import Exit, Reaper
@@ -105,6 +106,7 @@ class Container:
             RequestFailed: it was not made, and nothing is left of it.
         """
         opened: list[int] = []
+        mark("asked")
         self._created, self._started = not run, run
         try:
             spec = get_dict(params, "spec")
@@ -121,12 +123,14 @@ class Container:
             )  # fmt: skip
             self._prepare(made)
             self._write_json("config.json", spec)
+            mark("prepared")
             words = ["run", "--detach"] if run else ["create"]
             self._init.launch(
                 self._crun, self._reaper, streams,
                 lambda options: [*words, f"--bundle={self._directory}", *options, self.identifier],
                 self._directory, "init", size, terminal, made.priority,
             )  # fmt: skip
+            mark("started")
             self._watch = Watch(self.cgroup, self._out_of_memory, self._groups)
             if self.ended.is_set():  # so soon that nobody saw the watch
                 self._watch.close()
@@ -405,6 +409,7 @@ class Container:
         process.done.set()
 
     def _init_ended(self, process: Process, end: Exit) -> None:
+        mark("ended")
         oom = self.cgroup.oom_kills() > 0
         deadline = monotonic() + EXECS_END
         with self._lock:

@@ -40,6 +40,19 @@ MOUNTS = (
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", _STRICT, "nsdelegate,memory_recursiveprot"),
 )
 """source, target, type, flags, data; /proc, /sys and /dev are there already, and the root is read-only."""
+FIRST_MOUNTS = (("proc", "/proc", "proc", _STRICT, ""), ("sysfs", "/sys", "sysfs", _STRICT, ""))
+"""What is not there when the kernel itself has started the agent; an initial root has made it otherwise."""
+
+
+def begin() -> None:
+    """Mount what everything else needs, where nobody has done so.
+
+    Raises:
+        OSError: it was refused.
+    """
+    if not os.path.exists("/proc/self"):
+        for mounted in FIRST_MOUNTS:
+            mount(*mounted)
 
 
 def setup() -> None:

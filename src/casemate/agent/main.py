@@ -8,6 +8,7 @@ from _signal import signal  # type: ignore[import-not-found]  # the public modul
 
 from casemate import __version__
 from casemate.agent.container import Places
+from casemate.agent.marks import mark
 from casemate.agent.processes import Reaper
 from casemate.agent.service import Service
 from casemate.agent.system import SIG_IGN, SIGINT, log
@@ -44,19 +45,29 @@ def serve(fd: int, places: Places, setup: Callable[[], None], power_off: Callabl
         on_closed=lambda reason: power_off(reason),
     )
     service.link = link
+    mark("connected")
     link.start(HELLO)
+    mark("greeted")
     try:
         setup()
     except OSError as error:
         service.trouble = str(error)
         log(f"the guest cannot be set up: {error}")
+    mark("ready")
     service.ready.set()
     reaper.run()
 
 
-def main() -> int:
-    """Run as process 1; returns only where the machine refuses to power off."""
+def main(began: int) -> int:
+    """Run as process 1; returns only where the machine refuses to power off.
+
+    Arguments:
+        began: when the program began, in nanoseconds of CLOCK_BOOTTIME.
+    """
     from casemate.agent import guest, system  # here, because tests serve without a guest
+
+    mark("python", began)
+    mark("imported")
 
     def power_off(reason: str) -> None:
         log(f"power off: {reason}")
@@ -67,6 +78,7 @@ def main() -> int:
         os.chdir("/")
         os.umask(0o022)
         sys.unraisablehook = lambda trouble: log(f"a thread has ended: {trouble.exc_value!r}")
+        guest.begin()
         serve(guest.connect(), Places(), guest.setup, power_off)
     except (OSError, LinkError) as error:
         power_off(str(error))

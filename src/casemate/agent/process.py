@@ -122,10 +122,10 @@ class Process:
                         self._take_terminal(console.receive(), streams, size)
                     if priority:
                         priorities.apply(self.pid, priority)
+                    self._begin()
                 except BaseException:
                     os.kill(self.pid, SIGKILL)
                     raise
-                self._begin()
                 reaper.watch(self.pid, self._exited)
         except OSError as error:
             self._discard()

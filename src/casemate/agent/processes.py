@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import os
 import select
+from time import sleep
 
 from casemate.agent.system import SIGINT, SIGKILL, SIGPIPE, SIGXFSZ, log
 from casemate.protocol import threads
+from casemate.protocol.threads import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_UNCLAIMED = 4096
+AGAIN = 0.1
+"""Seconds after which an exit that could not be handled, for want of a thread, is handled again."""
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -42,9 +46,12 @@ class Reaper:
         self._watched: dict[int, Callable[[Exit], None]] = {}
         self._unclaimed: dict[int, Exit] = {}
         self._starting = 0
+        self._late: deque[tuple[Callable[[Exit], None], Exit]] = deque()
+        self._more_late = threads.Condition(self._lock)
 
     def run(self) -> None:
         """Take the status of every child that ends, for ever."""
+        threads.start(self._again)  # now, while there are threads to be had
         while True:
             with self._lock:
                 births = self._births
@@ -75,10 +82,22 @@ class Reaper:
         if callback is not None:
             self._tell(callback, end)
 
-    @staticmethod
-    def _tell(callback: Callable[[Exit], None], end: Exit) -> None:
+    def _again(self) -> None:
+        while True:
+            with self._lock:
+                while not self._late:
+                    self._more_late.wait()
+                callback, end = self._late.popleft()
+            sleep(AGAIN)
+            self._tell(callback, end)
+
+    def _tell(self, callback: Callable[[Exit], None], end: Exit) -> None:
         try:
             callback(end)
+        except (RuntimeError, MemoryError):  # there can be no more threads for the moment; an end must not get lost
+            with self._lock:
+                self._late.append((callback, end))
+                self._more_late.notify()
         except Exception as error:  # one watcher's trouble must not leave the others without their statuses
             log(f"an exit could not be handled: {type(error).__name__}: {error}")
 
@@ -94,7 +113,8 @@ class Reaper:
                 self._unclaimed.clear()
 
     def watch(self, pid: int, callback: Callable[[Exit], None]) -> None:
-        """Have ``callback`` called once when ``pid`` ends, at once when it has ended; it must not wait for anything."""
+        """Have ``callback`` called once when ``pid`` ends, at once when it has ended. It must not wait for anything;
+        where it raises RuntimeError, for no thread could be started, it is called again after a while."""
         with self._lock:
             end = self._unclaimed.pop(pid, None)
             if end is None:

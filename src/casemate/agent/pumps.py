@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import struct
 
 from casemate.protocol import threads
 from casemate.protocol.wire import StreamClosed
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from casemate.protocol.stream import Stream
 
 CHUNK = 64 * 1024
+FIONREAD = 0x541B
 
 
 class _Pump:
@@ -25,14 +28,21 @@ class _Pump:
         self._lock = threads.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._over = False
+        self._started = False
 
     def start(self) -> None:
-        """Begin to carry."""
-        threads.start(self._run)
+        """Begin to carry. Raises RuntimeError where there can be no more threads."""
+        self._started = True
+        try:
+            threads.start(self._run)
+        except BaseException:
+            self._started = False
+            raise
 
     def discard(self) -> None:
-        """Give everything back without having started."""
-        self._end()
+        """Give everything back where it was not started; else its thread has it, and does so at its end."""
+        if not self._started:
+            self._end()
 
     def _run(self) -> None:
         try:
@@ -71,12 +81,16 @@ class Output(_Pump):
     def __init__(self, fd: int, stream: Stream, drop: bool = True) -> None:
         super().__init__(fd, stream)
         self._drop = drop
+        self._process_over = False
         self.drained = threads.Event()
         """Set when all that an ended process wrote has been sent."""
+        stream.on_unwanted = self._poke
 
     def process_ended(self) -> None:
         """What is in the pipe now is all of the process's own output: a process's descriptors are closed before its
-        end can be seen. If the pipe is then empty and not at its end, somebody else holds it, and goes on writing."""
+        end can be seen. Whoever else holds it may go on writing as long as the host reads. Then it is closed, or such
+        pipes, and threads and streams with them, would be hoarded until nobody could have one."""
+        self._process_over = True
         self._poke()
 
     def _carry(self) -> None:
@@ -85,11 +99,17 @@ class Output(_Pump):
         poller.register(self._fd, select.POLLIN)
         poller.register(self._wake, select.POLLIN)
         heard = True
+        own: int | None = None  # of the bytes in the pipe, how many can be the ended process's
         while True:
             ready = [fd for fd, _ in poller.poll()]
+            if self._process_over and own is None:
+                own = _waiting(self._fd)
             if self._fd not in ready:
-                poller.unregister(self._wake)
-                self.drained.set()
+                os.eventfd_read(self._wake)
+                if self._process_over:
+                    self.drained.set()
+                if self._stream.unwanted and (self._process_over or not self._drop):
+                    return
                 continue
             try:
                 data = os.read(self._fd, CHUNK)
@@ -106,10 +126,24 @@ class Output(_Pump):
                     if not self._drop:
                         return
                     heard = False
+            if own is not None:
+                own -= len(data)
+                if own <= 0:
+                    self.drained.set()
+                    if not heard:
+                        return
 
     def _end(self) -> None:
         super()._end()
         self.drained.set()
+
+
+def _waiting(fd: int) -> int:
+    """How many bytes can be read at once (ioctl_pipe(2), ioctl_tty(2))."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(fd, FIONREAD, b"\0\0\0\0"))[0])
+    except OSError:
+        return 0
 
 
 def _yield_to_writers() -> None:

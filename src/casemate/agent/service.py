@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from time import monotonic
 
-from casemate.agent import machine, system
+from casemate.agent import machine, marks, system
 from casemate.agent.cgroup import PARENT
 from casemate.agent.container import Container, Places, let_go
 from casemate.agent.process import Process, Streams
@@ -60,6 +60,7 @@ class Service:
             "process.resize": self._resize,
             "sandbox.prepare": self._prepare,
             "sandbox.info": lambda params: machine.info(),
+            "sandbox.boot": lambda params: {**marks.tell(params.get("log") is True), **machine.memory()},
             "sandbox.ping": lambda params: {},
             "sandbox.network": self._network,
             "sandbox.dns": self._dns,

@@ -1,4 +1,4 @@
-"""``casemate install``: tell an engine of casemate, in its own configuration, and take that back."""
+"""``casemate install``: tell an engine or systemd of casemate, in its own configuration, and take that back."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from casemate.cli.parser import Parser
     from casemate.config import Config
 
-USAGE = "[OPTIONS] docker|podman|containerd"
+USAGE = "[OPTIONS] docker|podman|containerd|ksm"
 ROOT = False
-ENGINES = ("docker", "podman", "containerd")
+ENGINES = ("docker", "podman", "containerd", "ksm")
+"""The last is no engine but the throttler's unit: what is written and taken back is a file there, too."""
 LINKS = Path("/usr/local/bin")
 
 

@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("the following arguments are required: "):
             message = message.replace("the following arguments are required: ", "missing ")
         elif message.startswith("unrecognized arguments: "):
-            word = message.removeprefix("unrecognized arguments: ").split()[0]
+            words = message.removeprefix("unrecognized arguments: ").split()
+            word = words[words[0] == "--" and len(words) > 1]  # reorder() puts "--" before what is no option
             message = f"unknown option {word}" if word.startswith("-") else f"unexpected argument {word!r}"
         elif message.startswith("argument "):
             message = message.removeprefix("argument ").replace(": expected one argument", " needs a value")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from casemate.errors import HostError
+from casemate.host.mounts import unescape
 
 PARENT = "casemate"
 WANTED = ("memory", "cpu", "pids")
@@ -59,19 +60,21 @@ def hierarchies(mountinfo: str = "/proc/self/mountinfo", *, every: bool = False)
     known = {"cpu", "cpuacct", "memory", "pids", "freezer", "cpuset", "devices", "blkio", "io"}
     if every:
         known |= {"perf_event", "net_cls", "net_prio", "hugetlb", "rdma", "misc"}
-    with open(mountinfo) as file:
+    with open(mountinfo, "rb") as file:  # names in it need not be text, and who mounts by FUSE need not be root
         for line in file:
-            front, dash, back = line.partition(" - ")
-            fields, rest = front.split(" "), back.split()
-            if not dash or len(fields) < 6 or len(rest) < 3 or "ro" in fields[5].split(","):
+            front, dash, back = line.partition(b" - ")
+            fields, rest = front.split(b" "), back.decode("utf-8", "replace").split()
+            if not dash or len(fields) < 6 or len(rest) < 3 or b"ro" in fields[5].split(b","):
                 continue
-            mount = Path(fields[4].encode().decode("unicode_escape"))
+            if rest[0] not in ("cgroup", "cgroup2"):
+                continue
+            mount = Path(unescape(fields[4]))
             if rest[0] == "cgroup":
                 words = rest[2].split(",")
                 controllers = frozenset(word for word in words if word in known or (every and word[:5] == "name="))
                 if controllers and not any(controllers & other.controllers for other in old):
                     old.append(Hierarchy(mount, controllers, False))
-            elif rest[0] == "cgroup2" and not new:
+            elif not new:
                 try:
                     controllers = frozenset((mount / "cgroup.controllers").read_text().split())
                 except OSError:

@@ -38,7 +38,7 @@ def check(config: Config) -> list[Finding]:
     """Look at the host. Changes nothing that lasts; without root, what needs root is told as not known."""
     return [
         _kernel(), _root(), *_programs(), _tun(), _namespaces(), _overlay(), *_cgroups(),
-        _range(config), *_forwarding(config), _dns(), _ksm(),
+        _range(config), *_forwarding(config), _dns(), _ksm(config),
     ]
 
 
@@ -137,9 +137,19 @@ def _dns() -> Finding:
     return Finding("name servers", False, False, "none but on the host's loopback", "name some with --dns")
 
 
-def _ksm() -> Finding:
-    try:
-        on = Path("/sys/kernel/mm/ksm/run").read_text().strip() == "1"
-    except OSError:
+def _ksm(config: Config) -> Finding:
+    from casemate.ksm.kept import Home
+    from casemate.ksm.status import status
+
+    home = Home(config.run)
+    if not home.kernel.is_dir():
         return Finding("same-page merging", True, False, "not in the kernel")
-    return Finding("same-page merging", True, False, "on" if on else "off; 1 in /sys/kernel/mm/ksm/run is on")
+    try:
+        found = status(config, home)
+    except CasemateError as error:
+        return Finding("same-page merging", False, False, error.message, error.hint or "set it anew")
+    detail = "on" if found["settings"]["run"] == 1 else "off"
+    detail += f", {found['saved_bytes'] >> 20} MiB saved"
+    if found["running"]:
+        return Finding("same-page merging", True, False, f"{detail}; the throttler is in mode {found['mode']}")
+    return Finding("same-page merging", True, False, f"{detail}; no throttler ('casemate install ksm')")

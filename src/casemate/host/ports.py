@@ -168,7 +168,7 @@ class _Loop:
             for key, events in self.selector.select(max(0.0, next_tick - time.monotonic())):
                 if key.data is None:
                     woken = True
-                elif key.fileobj in self.selector.get_map():  # else closed by an earlier one of this round
+                elif self._is_there(key):
                     key.data(events)
             now = time.monotonic()
             if now >= next_tick:
@@ -178,6 +178,12 @@ class _Loop:
         for close in tuple(self.closing):
             close()
         self.selector.close()
+
+    def _is_there(self, key: selectors.SelectorKey) -> bool:
+        """Whether it was not closed by an earlier one of this round. A closed socket cannot be asked for: its number is
+        gone, and may be another's by now."""
+        known = self.selector.get_map().get(key.fd)
+        return known is not None and known.fileobj is key.fileobj
 
     def want(self, sock: socket.socket, events: int, call: Callable[[int], None]) -> None:
         """Register, change or (with no events) drop the interest in ``sock``."""

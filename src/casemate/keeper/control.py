@@ -19,7 +19,8 @@ from typing import Any
 from casemate.errors import ContainerError, HostError
 
 MAX_MESSAGE = 4 << 20
-MAX_FDS = 16
+MAX_FDS = 32
+"""For a container: standard streams, stand-in, namespace, two trees, and 16 disks."""
 SOCKET_NAME = "control.sock"
 
 _LENGTH = struct.Struct(">I")
@@ -102,7 +103,7 @@ class Connection:
             message = json.loads(body)
             if not isinstance(message, dict):
                 raise ControlClosed("a message is no object")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             close_all(fds)
             raise ControlClosed(f"the keeper does not answer: {error}") from None
         except ControlClosed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -61,11 +62,18 @@ def launch(store: PodStore, pod: Pod) -> Connection:
     return connection
 
 
-def _start(pod: Pod, fds: tuple[int, int, int, int], environment: dict[str, str]) -> None:
-    """Run the keeper's program in a session of its own. Not with ``subprocess``, which is slower to import than all of
-    this takes. Nobody waits for it here: it outlives this process, and falls to whoever takes over its children."""
+def _start(pod: Pod, fds: tuple[int, int, int, int], environment: dict[str, str]) -> int:
+    """Run the keeper's program in a session of its own; its pid. Not with ``subprocess``, which is slower to import
+    than all of this takes. Nobody waits for it here: it outlives this process, and falls to whoever takes over its
+    children."""
     import fcntl
 
+    # What whoever called us has left open by mistake, the end of a pipe perhaps whose reader waits for the end of all
+    # writers, is not to stay open for as long as the keeper lives.
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the one that listed them is closed
+                os.set_inheritable(int(name), False)
     # Copies above the numbers that they get in the keeper, so that no step overwrites the source of a later one.
     copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in fds]
     try:
@@ -73,7 +81,7 @@ def _start(pod: Pod, fds: tuple[int, int, int, int], environment: dict[str, str]
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((null, log, log, connection, lock))]
         # The working directory is a bundle, from which no module may be imported: -P.
         argv = [sys.executable, "-P", "-m", "casemate.pod", str(pod.path), "3", "4"]
-        os.posix_spawn(sys.executable, argv, environment, file_actions=actions, setsigmask=[], setsid=True)
+        return os.posix_spawn(sys.executable, argv, environment, file_actions=actions, setsigmask=[], setsid=True)
     finally:
         for fd in copies:
             os.close(fd)

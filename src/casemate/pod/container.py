@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from casemate.sandbox import ProcessExit
 
 MAX_LINE = 128
 """Bytes of a line from a stand-in."""
+MAX_NUMBER = 65535
+MAX_SIGNALS = 128
+"""Signals of one stand-in that wait to be passed on; the kernel does not keep as many either."""
 GONE_SECONDS = 2.0
 """How long a stand-in may take to end when it was told to."""
 STUCK_SECONDS = 10.0
@@ -34,9 +38,12 @@ class StandIn:
     """The keeper's end of a stand-in's socket: lines ``size ROWS COLUMNS`` and ``signal N`` come from it, ``exit N``
     goes there, and its end is the stand-in's.
 
+    What it says is passed on by a thread of its own, as that may have to wait for the guest: the end of a stand-in has
+    to be heard meanwhile, and a stand-in that cannot get rid of its words hears nothing itself.
+
     Arguments:
         descriptor: the socket; taken over.
-        heard: called with the word and numbers of each line.
+        heard: called with the word and numbers of each line; of sizes that come faster than it returns, with the last.
         gone: called once when the stand-in has ended.
     """
 
@@ -44,6 +51,10 @@ class StandIn:
         self._socket = socket.socket(fileno=descriptor)
         self._heard, self._gone = heard, gone
         self._ended = threading.Event()
+        self._lock = threading.Lock()  # guards the rest
+        self._signals: deque[tuple[int, ...]] = deque()
+        self._size: tuple[int, ...] | None = None
+        self._passing = False
         threading.Thread(target=self._read, name="standin", daemon=True).start()
 
     def _read(self) -> None:
@@ -60,10 +71,33 @@ class StandIn:
             for line in lines:
                 word, *numbers = line[:MAX_LINE].split()[:4] or [b""]
                 if word in (b"size", b"signal") and all(number.isdigit() for number in numbers):
-                    self._heard(word.decode(), tuple(int(number) for number in numbers))
+                    self._take(word, tuple(min(int(number), MAX_NUMBER) for number in numbers))
         self._ended.set()
         self._gone()
         self._socket.close()
+
+    def _take(self, word: bytes, numbers: tuple[int, ...]) -> None:
+        with self._lock:
+            if word == b"size":
+                self._size = numbers
+            elif len(self._signals) < MAX_SIGNALS:
+                self._signals.append(numbers)
+            if self._passing:
+                return
+            self._passing = True
+        threading.Thread(target=self._pass_on, name="words", daemon=True).start()
+
+    def _pass_on(self) -> None:
+        while True:
+            with self._lock:
+                if self._signals:
+                    word, numbers = "signal", self._signals.popleft()
+                elif self._size is not None:
+                    (word, numbers), self._size = ("size", self._size), None
+                else:
+                    self._passing = False
+                    return
+            self._heard(word, numbers)
 
     def tell(self, status: int) -> None:
         """Have it end with ``status``, and wait a moment until it has."""

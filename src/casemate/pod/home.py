@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from casemate.errors import CasemateError, HostError
+from casemate.errors import CasemateError, HostError, Unsupported
 from casemate.pod import cgroup
 from casemate.pod.container import Container
 
@@ -91,6 +91,21 @@ class Home:
             stay = {os.getpid(), *(one.record.pid for one in containers)}
             _set_oom_score(group.processes() - stay, oom_score(containers))
             group.bound(cgroup.machine_resources(one.resources for one in containers), None)
+
+    def check(self, container: Container, resources: dict[str, Any]) -> None:
+        """Refuse a change to more memory than the machine has for containers. What a container was made with, or has
+        had before, is no change: engines send everything along with what they want changed.
+
+        Raises:
+            Unsupported: it is more.
+        """
+        limit = (resources.get("memory") or {}).get("limit") or 0
+        most = self.memory_mib - cgroup.GUEST_OVERHEAD_MIB
+        if limit > max(most << 20, (container.resources.get("memory") or {}).get("limit") or 0):
+            raise Unsupported(
+                f"a memory limit of {limit} bytes cannot be given: the container's machine has {most} MiB for "
+                "containers", "a machine does not grow: make the container anew with it, or ask for -1 (all there is)",
+            )
 
     def update(self, container: Container, resources: dict[str, Any], containers: Sequence[Container]) -> None:
         """Change the bounds of a container's group.

@@ -9,7 +9,6 @@ import json
 import os
 import select
 import signal
-import time
 from typing import Any
 
 from casemate.errors import ContainerError
@@ -91,8 +90,9 @@ def _run(hook: dict[str, Any], state: dict[str, Any]) -> None:
                 path, list(hook.get("args") or [path]), environment, file_actions=actions, setsigmask=[],
                 setsigdef=[number for number in defaults if not 32 <= number < signal.SIGRTMIN],
             )
-        except OSError as error:
-            raise HookFailed(f"fork/exec {path}: {(error.strerror or '').lower()}") from None
+        except (OSError, ValueError) as error:  # ValueError: a variable without a name
+            reason = error.strerror or "" if isinstance(error, OSError) else str(error)
+            raise HookFailed(f"fork/exec {path}: {reason.lower()}") from None
         status = _wait(pid, hook.get("timeout"))
         if status is None:
             raise HookFailed(f"hook ran past specified timeout of {float(hook['timeout']):.1f}s")
@@ -110,16 +110,21 @@ def _signal_name(number: int) -> str:
 
 
 def _wait(pid: int, timeout: float | None) -> int | None:
-    """The exit status of a child, negative for a signal; None when the time was up, and it was killed."""
-    handle = os.pidfd_open(pid)
+    """The exit status of a child, negative for a signal; None when the time was up, and it was killed.
+
+    A signal that ends us ends the child too: what undoes its work must not find it at work.
+    """
+    in_time = False
+    handle = -1
     try:
+        handle = os.pidfd_open(pid)
         waiting = select.poll()
         waiting.register(handle, select.POLLIN)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        in_time = bool(waiting.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000))
+        in_time = bool(waiting.poll(None if timeout is None else timeout * 1000))
+    finally:
+        if handle >= 0:
+            os.close(handle)
         if not in_time:
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        return os.waitstatus_to_exitcode(status) if in_time else None
-    finally:
-        os.close(handle)
+    return os.waitstatus_to_exitcode(status) if in_time else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -123,9 +124,50 @@ class PodRecord:
         return _read(cls, value, "pod.json")
 
 
+_LATEST = 253_402_300_799
+"""The end of the year 9999, the last that times are written with."""
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _number(value: Any) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
+def _time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= _LATEST
+
+
+def _table(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(of, value.values()))
+
+
+_SHAPES: dict[str, Callable[[Any], bool]] = {
+    "str": _text,
+    "int": _number,
+    "bool": lambda value: isinstance(value, bool),
+    "float": _time,
+    "int | None": lambda value: value is None or _number(value),
+    "float | None": lambda value: value is None or _time(value),
+    "dict[str, str]": _table(_text),
+    "dict[str, int]": _table(_number),
+    "dict[str, Any]": _table(lambda value: True),
+    "tuple[str, ...]": lambda value: isinstance(value, tuple) and all(map(_text, value)),
+    "tuple[int, int] | None": lambda value: (
+        value is None or (isinstance(value, tuple) and len(value) == 2 and all(map(_number, value)))
+    ),
+}
+"""Types of the fields of records, as they are written there, and what judges a value."""
+
+
 def _read(kind: type[T], value: dict[str, Any], name: str) -> T:
-    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    known = {item.name: str(item.type) for item in fields(kind)}  # type: ignore[arg-type]
     pairs = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items() if key in known}
+    for key, item in pairs.items():
+        if not _SHAPES[known[key]](item):
+            raise StateError(f"{name} is damaged ({key} cannot be {str(item)[:40]!r})")
     try:
         return kind(**pairs)
     except TypeError as error:

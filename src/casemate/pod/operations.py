@@ -16,8 +16,11 @@ from casemate.pod.network import log_line
 
 if TYPE_CHECKING:
     from casemate.pod.service import PodKeeper
+    from casemate.sandbox import ProcessStreams
 
 MAX_EXEC_ID = 200
+MAX_EXECS = 400
+"""Execs under way in one sandbox. Each takes half a dozen threads of the keeper, whose group bounds their number."""
 
 
 class Operations:
@@ -70,7 +73,10 @@ class Operations:
         exec_id = str(request["exec"])
         if not 0 < len(exec_id) <= MAX_EXEC_ID:
             raise UsageError("the name of an exec must have 1 to 200 characters")
+        if sum(len(one.execs()) for one in self._keeper.living()) >= MAX_EXECS:
+            raise ContainerError(f"{MAX_EXECS} execs run in this sandbox already", "wait until some have ended")
         task = container.add_exec(exec_id, int(request.get("pid") or 0))
+        streams: ProcessStreams | None = None
         try:
             task.standin = self._keeper.meet(container, task, fds)
             if request.get("pid"):
@@ -80,14 +86,19 @@ class Operations:
             streams = self._keeper.machine().exec(
                 container.name, str(task.key), process, "stdin" in fds, size_of(request)
             )
+            self._keeper.feed.tell({"event": "start", "id": container.id, "exec": exec_id, "at": time.time()})
+            self._keeper.adopt(container, task, streams, fds, bool(process.get("terminal")))
         except BaseException:
             task.done.set()
             if task.standin is not None:
                 task.standin.close()
             container.drop_exec(task, forget=True)
+            if streams is not None:  # it runs, and nobody is to know of it
+                with contextlib.suppress(CasemateError):
+                    self._keeper.machine().signal(container.name, task.key, signal.SIGKILL)
+                for stream in filter(None, (streams.stdin, streams.stdout, streams.stderr)):
+                    stream.close()
             raise
-        self._keeper.feed.tell({"event": "start", "id": container.id, "exec": exec_id, "at": time.time()})
-        self._keeper.adopt(container, task, streams, fds, bool(process.get("terminal")))
         if task.gone:
             with contextlib.suppress(CasemateError):
                 self._keeper.machine().signal(container.name, task.key, signal.SIGKILL)
@@ -140,6 +151,7 @@ class Operations:
         container = self._running(request)
         resources = request["resources"]
         check_resources(resources)
+        self._keeper.home.check(container, resources)
         inside = for_guest(resources)
         if inside:
             self._keeper.machine().update(container.name, inside)

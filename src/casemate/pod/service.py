@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,12 +38,18 @@ from casemate.sandbox import Disk, Nic, PodSandbox, ProcessExit, ProcessStreams
 MAX_CONTAINERS = 64
 EXEC_SECONDS = 5.0
 """How long other processes of a container may outlive its first one, which in most of them ends them all."""
+KILL_SECONDS = 1.0
+"""How long they may take to end once they are killed."""
 OOM_SECONDS = 5.0
 """How long the end of a container may wait until the host's control group has seen a kill for want of memory."""
 TELL_SECONDS = 30.0
 """How long telling the ends of all containers may take."""
 OOM_INTERVAL = 15.0
 """How often it is made to see one."""
+CLOSE_SECONDS = 5.0
+"""How long network and helpers may take to end, before the machine that they talk to is ended under them."""
+DELETE_SECONDS = 15.0
+"""How long a guest may take to let go of a stopped container, before that is removed without it."""
 
 
 class Network(Protocol):
@@ -159,9 +165,8 @@ class PodKeeper:
         self._over.wait()
         with self._lock:
             containers = list(self._containers.values())
-        deadline = time.monotonic() + TELL_SECONDS
-        for container in containers:  # another may have been the last, and this one is still being told of
-            container.init.done.wait(max(0.0, deadline - time.monotonic()))
+        # Another may have been the last, and this one is still being told of.
+        _all_done([container.init for container in containers], TELL_SECONDS)
         self._finish()
         self._server.linger()
 
@@ -189,7 +194,11 @@ class PodKeeper:
         if self._network is not None:
             steps.append(self._network.close)
         if self._sandbox is not None:
-            steps.append(self._sandbox.close)
+            # What is beside the machine may be telling the guest something, which need not listen.
+            guard = threading.Timer(CLOSE_SECONDS, reap.attempt, ([self._sandbox.close],))
+            guard.daemon = True
+            guard.start()
+            steps += [guard.cancel, self._sandbox.close]
         steps.append(lambda: reap.clean_pod(self.pod))
         problem = reap.attempt(steps)
         if self._netns >= 0:
@@ -222,7 +231,7 @@ class PodKeeper:
         with self._lock:
             if self._ending or self._aborted:
                 raise NotRunning("container not running: its sandbox has ended")
-            if id in self._containers:
+            if id in self._containers or container.name in self._names:
                 raise NameInUse(f"container with id exists: {id}")
             if len(self._containers) >= MAX_CONTAINERS:
                 raise ContainerError(f"a sandbox holds at most {MAX_CONTAINERS} containers", "use another one")
@@ -278,7 +287,7 @@ class PodKeeper:
         self._check(container)
         self._netns = fds.pop("netns")
         self._network = self._make_network(sandbox, self._netns)
-        disks = _disks(request, fds)
+        disks = list(_disks(request, fds))
         try:
             nics = self._network.nics()
         except BaseException:
@@ -331,7 +340,7 @@ class PodKeeper:
         task.exited(ProcessExit(255))
         if sandbox is not None:
             for step in (sandbox.delete, sandbox.detach):
-                with contextlib.suppress(CasemateError):
+                with contextlib.suppress(CasemateError, OSError):
                     step(container.name)
         self._end_if_last()
 
@@ -340,12 +349,10 @@ class PodKeeper:
 
         def heard(word: str, numbers: tuple[int, ...]) -> None:
             if word == "size" and len(numbers) == 2:
-                rows, columns = numbers
-                if task.begun:
+                rows, columns = task.size = numbers[0], numbers[1]
+                if task.begun:  # asked after the size is known: else whoever lets it begin passes it on
                     with contextlib.suppress(CasemateError):
                         self.machine().resize(container.name, task.key, rows, columns)
-                else:
-                    task.size = rows, columns
             elif word == "signal" and len(numbers) == 1 and task.begun and 0 < numbers[0] <= 64:
                 with contextlib.suppress(CasemateError):
                     self.machine().signal(container.name, task.key, numbers[0])
@@ -440,7 +447,7 @@ class PodKeeper:
 
         Raises:
             StillRunning: it lives.
-            CasemateError: the guest does not let it go.
+            CasemateError: the machine cannot leave its control group, or the host does not take its files away.
         """
         with self._lock:
             container = self._containers.get(id)
@@ -460,13 +467,25 @@ class PodKeeper:
                 return False
         sandbox = self.machine()
         self.home.leave(container, self.living())
-        for step in (sandbox.delete, sandbox.detach):
-            with contextlib.suppress(NotRunning):
-                step(container.name)
+        self._forget(sandbox, container.name)
+        with contextlib.suppress(NotRunning):
+            sandbox.detach(container.name)
         with self._lock:
             self._containers.pop(id, None)
             self._names.pop(container.name, None)
         return True
+
+    @staticmethod
+    def _forget(sandbox: PodSandbox, name: str) -> None:
+        """Have the guest remove a stopped container. It has ended for everybody else, so this does not depend on it."""
+
+        def delete() -> None:
+            if problem := reap.attempt([lambda: sandbox.delete(name)]):
+                log_line(f"the guest has not removed container {name}: {problem}")
+
+        worker = threading.Thread(target=delete, name="delete", daemon=True)
+        worker.start()
+        worker.join(DELETE_SECONDS)
 
     def info(self) -> dict[str, Any]:
         """What the sandbox is, and the statuses of its containers."""
@@ -562,19 +581,17 @@ class PodKeeper:
 
     def _end_execs(self, container: Container) -> None:
         """Wait for the container's other processes, so that their ends are told before its own."""
-        deadline = time.monotonic() + EXEC_SECONDS
-        for task in container.execs():
-            task.done.wait(max(0.0, deadline - time.monotonic()))
-        left = container.execs()
-        if not left:
+        if _all_done(container.execs(), EXEC_SECONDS):
             return
-        with contextlib.suppress(CasemateError):  # in a pid namespace that others share, they have outlived it
-            self.machine().signal(container.name, None, signal.SIGKILL, everyone=True)
+        # In a pid namespace that others share, they have outlived it. The guest need not answer.
+        kill = [lambda: self.machine().signal(container.name, None, signal.SIGKILL, everyone=True)]
+        threading.Thread(target=reap.attempt, args=(kill,), name="kill", daemon=True).start()
+        if _all_done(container.execs(), KILL_SECONDS):
+            return
+        left = container.execs()
         for task in left:
-            task.done.wait(1.0)
-        for task in container.execs():
             task.exited(ProcessExit(128 + signal.SIGKILL, signal=signal.SIGKILL))
-            task.done.wait(EXEC_SECONDS)
+        _all_done(left, EXEC_SECONDS)
 
     @staticmethod
     def _set_end(task: Task, end: ProcessExit) -> None:
@@ -598,11 +615,16 @@ class PodKeeper:
             log_line(str(error))
 
 
-def _disks(request: dict[str, Any], fds: dict[str, int]) -> list[Disk]:
-    return [
-        Disk(str(serial), fds.pop(f"disk{number}"), bool(read_only))
-        for number, (serial, read_only) in enumerate(request.get("disks") or ())
-    ]
+def _all_done(tasks: Iterable[Task], seconds: float) -> bool:
+    """Wait until the ends of processes have been told, at most so long for all of them; whether they have."""
+    deadline = time.monotonic() + seconds
+    return all([task.done.wait(max(0.0, deadline - time.monotonic())) for task in tasks])
+
+
+def _disks(request: dict[str, Any], fds: dict[str, int]) -> Iterator[Disk]:
+    """Takes the descriptor of each only when it is asked for."""
+    for number, (serial, read_only) in enumerate(request.get("disks") or ()):
+        yield Disk(str(serial), fds.pop(f"disk{number}"), bool(read_only))
 
 
 def machine_memory(asked: int | None, usual: int, least: int) -> int:

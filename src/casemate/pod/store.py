@@ -157,7 +157,7 @@ class PodStore:
         record = replace(record, creator=pid, creator_start=start, created=record.created or time.time())
         work = self._work()
         try:
-            self.pods_path.mkdir(parents=True, exist_ok=True, mode=0o711)
+            self._make_root()
             if path.exists():
                 raise NameInUse(f"container with id exists: {record.id}", "choose another id, or delete that one")
             work.mkdir(mode=0o700)
@@ -174,6 +174,15 @@ class PodStore:
             _clear(work)
             raise
         return record
+
+    def _make_root(self) -> None:
+        """Make the directories. No umask that an engine has left us lets others write to them: who can rename a
+        container's directory can put a record of his own in its place."""
+        if self.pods_path.is_dir():
+            return
+        for place in (*reversed(self.root.parents), self.root, self.pods_path):
+            with contextlib.suppress(FileExistsError):
+                place.mkdir(mode=0o711 if place == self.pods_path else 0o755)
 
     def _work(self) -> Path:
         """A name for something unfinished that tells whose it is."""
@@ -236,7 +245,7 @@ class PodStore:
             value = json.loads(data) if len(data) <= MAX_CONFIG else None
         except (FileNotFoundError, NotADirectoryError):
             raise NoSuchContainer(f'container "{id}" does not exist') from None
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise StateError(f"config.json of container {id} is damaged", "delete it with --force")
@@ -314,7 +323,7 @@ class PodStore:
         """
         path, work, descriptor = self.pods_path / ids.new_id(), self._work(), -1
         try:
-            self.pods_path.mkdir(parents=True, exist_ok=True, mode=0o711)
+            self._make_root()
             work.mkdir(mode=0o700)
             descriptor = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

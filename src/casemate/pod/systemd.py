@@ -14,11 +14,10 @@ from casemate.errors import HostError, UsageError
 from casemate.host import commands
 from casemate.pod.bounds import number, weight
 
-_MANAGER = (
-    "org.freedesktop.systemd1",
-    "/org/freedesktop/systemd1",
-    "org.freedesktop.systemd1.Manager",
-)
+# What follows the dashes is no option: a bundle chooses the name of a unit, and busctl reads options everywhere.
+_BUSCTL = (
+    "busctl", "--", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
+)  # fmt: skip
 SCOPE_SECONDS = 30.0
 UNLIMITED = str((1 << 64) - 1)
 
@@ -151,10 +150,10 @@ def set_properties(unit: str, bounds: Sequence[Property]) -> None:
 def stop(unit: str) -> None:
     """Have systemd forget a scope; one that it does not know is no error."""
     for method, *arguments in (("StopUnit", "ss", unit, "replace"), ("ResetFailedUnit", "s", unit)):
-        commands.run(["busctl", "call", *_MANAGER, method, *arguments], package="systemd")
+        commands.run([*_BUSCTL, method, *arguments], package="systemd")
 
 
 def _call(method: str, *arguments: str) -> None:
-    result = commands.run(["busctl", "call", *_MANAGER, method, *arguments], package="systemd")
+    result = commands.run([*_BUSCTL, method, *arguments], package="systemd")
     if result.status != 0:
         raise HostError(f"systemd refused {method}: {result.reason}", "is systemd running here?")

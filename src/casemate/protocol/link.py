@@ -455,7 +455,13 @@ class Link:
             if self._workers >= MAX_WORKERS:
                 return
             self._workers += 1
-        threads.start(self._work)
+        try:
+            threads.start(self._work)
+        except RuntimeError:  # there can be no more threads for the moment
+            with self._lock:
+                self._workers -= 1
+                if self._workers == 0:
+                    raise  # nobody is there who would come to it
 
     def _take_event(self, size: int, message: dict[str, Any]) -> None:
         wire.text(message, "event", 64)

@@ -8,6 +8,8 @@ from casemate.protocol.wire import LinkError, ProtocolError, StreamClosed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from casemate.protocol.link import Link
 
 RETURN_AT = wire.WINDOW // 4
@@ -21,7 +23,7 @@ class Stream:
 
     __slots__ = (
         "channel", "_link", "_lock", "_readable", "_writable", "_chunks", "_window", "_owed", "_credit",
-        "_eof_in", "_eof_out", "_stopped", "_closed", "_over",
+        "_eof_in", "_eof_out", "_stopped", "_closed", "_over", "on_unwanted",
     )  # fmt: skip
 
     def __init__(self, link: Link, channel: int) -> None:
@@ -38,6 +40,13 @@ class Stream:
         self._stopped = False  # the peer reads no more
         self._closed = False  # by this side
         self._over = False  # the link has ended
+        self.on_unwanted: Callable[[], None] | None = None
+        """Called when the peer stops reading; on the link's reader, so it must not wait for anything."""
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether nothing that would be sent could arrive."""
+        return bool(self._deaf())
 
     def send(self, data: bytes | memoryview) -> None:
         """Send bytes; waits for the peer to read.
@@ -170,6 +179,8 @@ class Stream:
         with self._lock:
             self._stopped = True
             self._writable.notify_all()
+        if self.on_unwanted is not None:
+            self.on_unwanted()
 
     def link_over(self) -> None:
         """The link has ended: senders fail, readers get what has arrived and then the end."""

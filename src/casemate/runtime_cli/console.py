@@ -18,6 +18,8 @@ from typing import Any
 from casemate.errors import UsageError
 
 MAX_SIZE = 65535
+SEND_SECONDS = 10.0
+"""How long whoever listens on a console socket may leave us waiting: its queue may be full, and stay so."""
 
 
 class Console:
@@ -38,10 +40,14 @@ class Console:
         """Give the master end to whoever listens on the UNIX socket ``path``, with the terminal's name as the message.
 
         Raises:
-            UsageError: nobody listens there.
+            UsageError: nobody listens there, or takes no more.
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
             try:
+                # Not a timeout of Python's, which makes the socket one that does not wait: connect(2) would then fail
+                # at once where the queue is full (unix(7), EAGAIN).
+                seconds = struct.pack("ll", int(SEND_SECONDS), int(SEND_SECONDS % 1 * 1_000_000))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
                 _connect(sock, path)
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [self.master]))]
                 sock.sendmsg([self.name.encode()], rights)

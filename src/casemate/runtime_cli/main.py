@@ -86,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         the exit status: 0, 1 for an error, or that of the container's process where the command waits for it.
     """
     words = sys.argv[1:] if argv is None else argv
+    _fill_standard()
     log = Log()
     status = 1
     try:
@@ -127,6 +128,16 @@ def main(argv: list[str] | None = None) -> int:
             raise
         log.fail(f"unexpected: {_what(error)}")
         return status
+
+
+def _fill_standard() -> None:
+    """Have something behind the standard descriptors. Where a caller has closed one, the next file that we open would
+    get its number, and be handed to the container as a standard stream: the log, a lock, a disk."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def words_for(error: CasemateError) -> str:

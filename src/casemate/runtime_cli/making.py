@@ -363,12 +363,17 @@ def write_pid(path: str, pid: int) -> None:
         HostError: it cannot be written.
     """
     directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}")
+    # The directory may be one that others write to as well: what they have put there under this name is not written to.
+    temporary = os.path.join(directory, f".{name[:200]}.{os.urandom(4).hex()}")
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        with open(descriptor, "w") as file:
-            file.write(str(pid))
-        os.rename(temporary, path)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with open(descriptor, "w") as file:
+                file.write(str(pid))
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
     except OSError as error:
         raise HostError(f"open {temporary}: {(error.strerror or '').lower()}") from None
 

@@ -33,6 +33,7 @@ from casemate.config import Config
 from casemate.errors import CasemateError, HypervisorError, TemplateError
 from casemate.host import namespaces, uids
 from casemate.host.cgroups import Cgroup
+from casemate.ksm.kick import kick
 from casemate.protocol.wire import LinkError
 from casemate.sandbox import ProcessExit
 from casemate.vm import boots, files, guest, template, transport, window
@@ -260,6 +261,7 @@ class Machine:
                 log=self.directory / "vmm.log",
                 hotplug_slots=slots,
                 slotted=tuple(device.id for device in slotted),
+                mergeable=self.config.ksm != "off",
             )
         except BaseException:
             close_devices(owned)
@@ -271,6 +273,8 @@ class Machine:
             self._vm.start()
         except HypervisorError as error:
             raise HypervisorError(self._reason or error.message, error.hint) from None
+        if self.config.ksm != "off":
+            kick(self.config.run)
         try:
             link_fd = way.connect(self.config.boot_timeout, self._gone)
         except HypervisorError as error:

@@ -78,9 +78,8 @@ def build(container: Container) -> None:
     """
     root = root_path(container)
     root.mkdir(parents=True, exist_ok=True)
-    mount_root(container, root)
-    for volume in volumes(container.spec.oci):
-        target = container.run_path / VOLUMES / str(volume.index)
+    wanted = [(volume, container.run_path / VOLUMES / str(volume.index)) for volume in volumes(container.spec.oci)]
+    for volume, target in wanted:
         target.parent.mkdir(exist_ok=True)
         if not volume.source.exists():
             raise UsageError(f"the volume source {volume.source} does not exist", "make it first")
@@ -88,6 +87,11 @@ def build(container: Container) -> None:
             target.mkdir(exist_ok=True)
         else:
             target.touch()
+    # The file servers show these themselves too, and a guest must not fill what is the host's: /run.
+    for top in {root.parent, *(target.parent for _, target in wanted)}:
+        mounts.bind(top, top, read_only=True, recursive=False)
+    mount_root(container, root)
+    for volume, target in wanted:
         mounts.bind(volume.source, target, read_only=volume.read_only)
 
 

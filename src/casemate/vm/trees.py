@@ -22,6 +22,9 @@ from casemate.host import mounts, syscalls
 from casemate.vm.share import SHARE, VOLUMES
 
 PLACES = (SHARE, VOLUMES)
+_MADE_IN = ".{}"
+"""Where in the run directory the directories of a place are made: the place itself is shown to the guest, and so is
+read-only, lest the guest fill it, or put something of its own where a container is to be."""
 _SIZE = 64 << 10
 _INODES = 1024
 """For directories alone: each container has one in each."""
@@ -36,10 +39,16 @@ def make(run_path: Path) -> None:
         HostError: a mount is refused.
     """
     for name in PLACES:
-        place = run_path / name
-        place.mkdir(parents=True, exist_ok=True)
-        mounts.tmpfs(place, size=_SIZE, inodes=_INODES)
+        place, writable = run_path / name, _writable(run_path, name)
+        for directory in (place, writable):
+            directory.mkdir(parents=True, exist_ok=True)
+        mounts.tmpfs(writable, size=_SIZE, inodes=_INODES)
+        mounts.bind(writable, place, read_only=True, recursive=False)
         mounts.make_shared(place)
+
+
+def _writable(run_path: Path, name: str) -> Path:
+    return run_path / _MADE_IN.format(name)
 
 
 def attach(run_path: Path, id: str, root_fd: int, volumes_fd: int | None) -> None:
@@ -56,9 +65,9 @@ def attach(run_path: Path, id: str, root_fd: int, volumes_fd: int | None) -> Non
         _check(id)
         if any((run_path / name / id).exists() for name in PLACES):
             raise UsageError(f"the container {id} has its files in the sandbox already")
-        _attach(root_fd, run_path / SHARE / id)
+        _attach(root_fd, run_path, SHARE, id)
         if volumes_fd is not None:
-            _attach(volumes_fd, run_path / VOLUMES / id)
+            _attach(volumes_fd, run_path, VOLUMES, id)
     except (OSError, HostError) as error:
         detach(run_path, id)
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error.message
@@ -70,13 +79,13 @@ def attach(run_path: Path, id: str, root_fd: int, volumes_fd: int | None) -> Non
                     os.close(fd)
 
 
-def _attach(tree: int, place: Path) -> None:
+def _attach(tree: int, run_path: Path, name: str, id: str) -> None:
     # A mount of the host's that is shared must not hear of what is done here: taking the tree down would take down
     # what is mounted in the original too. Mounts that the host makes there still appear, where they did before.
     deep = syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
     syscalls.mount_setattr(tree, "", deep, propagation=syscalls.MS_SLAVE)
-    place.mkdir()
-    syscalls.move_mount(tree, "", syscalls.AT_FDCWD, str(place), syscalls.MOVE_MOUNT_F_EMPTY_PATH)
+    (_writable(run_path, name) / id).mkdir()
+    syscalls.move_mount(tree, "", syscalls.AT_FDCWD, str(run_path / name / id), syscalls.MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def detach(run_path: Path, id: str) -> None:
@@ -93,18 +102,18 @@ def detach(run_path: Path, id: str) -> None:
             if not mounts.umount(place):
                 break
         with contextlib.suppress(FileNotFoundError):
-            os.rmdir(place)
+            os.rmdir(_writable(run_path, name) / id)
 
 
 def remove(run_path: Path) -> None:
     """Take down everything, in this process's mount namespace; nothing when it is gone."""
-    for name in PLACES:
+    for place in (place for name in PLACES for place in (run_path / name, _writable(run_path, name))):
         with contextlib.suppress(HostError, OSError):
             for _ in range(_STACKED):
-                if not mounts.umount(run_path / name):
+                if not mounts.umount(place):
                     break
         with contextlib.suppress(OSError):
-            os.rmdir(run_path / name)
+            os.rmdir(place)
 
 
 def _check(id: str) -> None:

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from casemate.agent import cgroup, command, machine
 from casemate.agent.cgroup import Cgroup
+from casemate.agent.pumps import Output
 from casemate.agent.system import get_id, open_in_root, open_regular, read_text, write_text
 from casemate.protocol import threads
-from casemate.protocol.wire import RequestFailed
+from casemate.protocol.wire import RequestFailed, StreamClosed
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -58,6 +59,17 @@ with reaper:
     assert ends[0].status == 6
 assert reaper.signal(pid, 15) is False
 assert reaper._unclaimed == {} and reaper._watched == {}
+# An end that could not be handled for want of a thread is handled again.
+tries, done = [], threads.Event()
+def scarce(end):
+    tries.append(end.status)
+    if len(tries) < 3:
+        raise RuntimeError("can't start new thread")
+    done.set()
+with reaper:
+    reaper.watch(os.posix_spawn("/bin/sh", ["sh", "-c", "exit 7"], {}), scarce)
+assert done.wait(20)
+assert tries == [7, 7, 7]
 # SIGPIPE has its usual meaning for children, although Python ignores it.
 assert run("sh", "-c", "kill -PIPE $$; exit 1").signal == signal.SIGPIPE
 """
@@ -67,6 +79,33 @@ def test_reaper(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", REAPER, str(SOURCE), str(tmp_path / "out")]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_whoever_keeps_a_pipe_full_holds_up_no_exit() -> None:
+    reader, writer = os.pipe()
+
+    class Full:
+        """A stream whose every byte is followed by one that another process has written meanwhile."""
+
+        on_unwanted = None
+        unwanted = False
+        over = threads.Event()
+
+        def send(self, data: bytes) -> None:
+            if self.over.is_set():
+                raise StreamClosed("the peer reads no more of the stream")
+            os.write(writer, data)
+
+        def close(self) -> None:
+            os.close(writer)
+
+    stream = Full()
+    output = Output(reader, stream)  # type: ignore[arg-type]
+    os.write(writer, b"x" * 1000)
+    output.start()
+    output.process_ended()
+    assert output.drained.wait(20)
+    stream.over.set()
 
 
 def test_the_agent_imports_little() -> None:

@@ -164,6 +164,32 @@ def test_a_grandchild_that_keeps_the_pipe(box: Box) -> None:
     assert started.output() == b"early\nlate\n"
 
 
+def kept(box: Box) -> tuple[int, int]:
+    """Descriptors and threads of the agent."""
+    return tuple(len(os.listdir(f"/proc/{box.process.pid}/{name}")) for name in ("fd", "task"))  # type: ignore[return-value]
+
+
+def test_who_keeps_the_pipes_of_others_hoards_nothing_of_the_agents(box: Box) -> None:
+    """A container could else use up the streams and threads that all of its sandbox's containers need."""
+    box.start("c", "sleep", "60")
+
+    def leave(name: str) -> None:
+        started = box.exec("c", name, "sh", "-c", "sleep 60 & exit 3")
+        assert box.ended.wait("c", name)["status"] == 3
+        assert started.stderr is not None
+        started.stdout.close()
+        started.stderr.close()
+
+    leave("first")
+    before = kept(box)
+    for number in range(8):
+        leave(f"e{number}")
+    deadline = time.monotonic() + 20
+    while any(now > then for now, then in zip(kept(box), before, strict=True)) and time.monotonic() < deadline:
+        time.sleep(0.01)  # threads have no event for their end
+    assert all(now <= then for now, then in zip(kept(box), before, strict=True))
+
+
 def test_output_that_the_host_does_not_want(box: Box) -> None:
     started = box.start("c", "sh", "-c", "head -c 5000000 /dev/zero; exit 6")
     started.stdout.close()

@@ -552,15 +552,15 @@ def test_guest(world: World, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -
 
     built: list[Any] = []
 
-    def build(root: Path, cache: Path, progress: Callable[[str], None], *, update: bool) -> Any:
-        built.append((root, cache, update))
+    def build(root: Path, cache: Path, progress: Callable[[str], None], *, update: bool, kernel: str) -> Any:
+        built.append((root, cache, update, kernel))
         progress("unpacking")
         return type("Bundle", (), {"digest": "d" * 64})
 
     monkeypatch.setattr(guest, "build", build)
     monkeypatch.setenv("CASEMATE_CACHE", "/somewhere")
     assert main(["guest", "build", "--update"]) == 0
-    assert built == [(world.config.root, Path("/somewhere"), True)]
+    assert built == [(world.config.root, Path("/somewhere"), True, "auto")]
     captured = capsys.readouterr()
     assert captured.out == "d" * 64 + "\n" and captured.err == "unpacking\n"
     assert main(["guest", "list"]) == 0
@@ -569,6 +569,39 @@ def test_guest(world: World, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -
     assert main(["guest", "inspect", "abc"]) == 125
     assert main(["guest", "destroy"]) == 125
     assert main(["guest", "list", "x"]) == 125
+
+
+def test_guest_kernel(world: World, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from casemate.vm.guest import kernel_build, kernels
+
+    asked: list[Any] = []
+
+    def build(cache: Path, progress: Callable[[str], None], **rest: Any) -> Any:
+        asked.append((cache, rest))
+        return type("Kernel", (), {"key": "k" * 32})
+
+    monkeypatch.setattr(kernel_build, "build", build)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # none of this needs root
+    monkeypatch.setenv("CASEMATE_CACHE", str(tmp_path))
+    assert main(["guest", "kernel", "build", "--options", "more.config", "--keep", "--jobs", "3"]) == 0
+    wanted = {"update": False, "more": [Path("more.config")], "keep": True, "jobs": 3}
+    assert asked == [(tmp_path, wanted)] and capsys.readouterr().out == "k" * 32 + "\n"
+
+    made = kernels.home(tmp_path) / ("a" * 32)
+    (made / "modules" / "6.1.0-x").mkdir(parents=True)
+    (made / "vmlinux").write_bytes(b"ELF")
+    (made / "config").write_text("CONFIG_A=y\n")
+    facts = {"format": kernels.FORMAT, "key": made.name, "release": "6.1.0-x", "version": "6.1.9", "seconds": 600}
+    (made / kernels.FILE).write_text(json.dumps(facts))
+    assert main(["guest", "kernel", "list"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["KEY", "RELEASE"] and row.split()[:4] == [made.name, "6.1.0-x", "6.1.9", "3B"]
+    assert main(["guest", "kernel", "config"]) == 0
+    assert capsys.readouterr().out == "CONFIG_A=y\n"
+    assert main(["guest", "kernel", "rm", "b"]) == 125 and made.exists()
+    assert main(["guest", "kernel", "rm", "aaa"]) == 0 and not made.exists()
+    for words in ([], ["mend"], ["list", "x"], ["rm"], ["config", "a", "b"], ["config"]):
+        assert main(["guest", "kernel", *words]) == 125
 
 
 def test_check_names_what_is_missing(world: World, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.cli.installers import changes, containerd, docker, jsontext, podman
+from casemate.cli.installers import changes, containerd, docker, jsontext, ksm, podman
 from casemate.cli.main import main
-from casemate.errors import ConfigError
+from casemate.errors import ConfigError, HostError
 
 Capture = pytest.CaptureFixture[str]
 PROGRAMS = {name: Path("/usr/local/bin") / name for name in containerd.PROGRAMS}
@@ -201,7 +201,7 @@ def test_only_root_changes_anything(machine: Machine, monkeypatch: pytest.Monkey
 
 def test_an_unknown_engine_is_told(machine: Machine, capsys: Capture) -> None:
     assert machine.run("lxc") == 125
-    assert "unknown engine 'lxc' (known are docker, podman, containerd)" in capsys.readouterr().err
+    assert "unknown engine 'lxc' (known are docker, podman, containerd, ksm)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -271,6 +271,26 @@ def test_a_write_that_fails_leaves_the_old_file(
 
 
 # ---- programs and links
+
+
+def test_labels_and_access_lists_stay(machine: Machine) -> None:
+    machine.put("{}\n")
+    try:
+        os.setxattr(machine.file, "user.label", b"of the owner's")
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error.strerror}")
+    assert machine.run("docker") == 0
+    assert "casemate" in machine.file.read_text()
+    assert os.getxattr(machine.file, "user.label") == b"of the owner's"
+
+
+def test_a_link_that_cannot_be_made_leaves_nothing(machine: Machine) -> None:
+    place = machine.links / "casemate-runtime"
+    (place / "x").mkdir(parents=True)
+    link = changes.LinkChange(place, machine.bin / "casemate-runtime")
+    with pytest.raises(HostError):
+        changes.link(link)
+    assert os.listdir(machine.links) == ["casemate-runtime"]
 
 
 def test_programs_are_linked_to_where_engines_look(machine: Machine) -> None:
@@ -394,6 +414,87 @@ def test_a_drop_in_that_was_added_to_is_not_removed(machine: Machine, capsys: Ca
     assert machine.run("podman", "--undo") == 125
     assert "holds more than casemate wrote" in capsys.readouterr().err
     assert machine.file.read_text() == text
+
+
+def test_a_drop_in_that_was_added_to_keeps_what_was_added(machine: Machine, capsys: Capture) -> None:
+    machine.run("podman")
+    made = machine.file.read_text()
+    text = machine.put(made + "\n[containers]\nlog_driver = 'k8s-file'  # ours\n")
+    assert machine.run("podman") == 0
+    assert machine.file.read_text() == text
+    machine.links = machine.home / "elsewhere"
+    assert machine.run("podman") == 125
+    assert "holds more than casemate wrote" in capsys.readouterr().err
+    assert machine.file.read_text() == text
+    text = machine.put(made + "[containers\n")
+    assert machine.run("podman") == 125
+    assert machine.file.read_text() == text
+    machine.put(made)
+    assert machine.run("podman") == 0
+    assert str(machine.links) in machine.file.read_text()
+    for odd in ("engine = 1\n", "[engine]\nruntimes = 'x'\n"):  # sound TOML, and none that Podman would read
+        machine.put(made.splitlines(True)[0] + odd)
+        assert machine.run("podman", "--undo") == 125
+
+
+# ---- the throttler's unit
+
+
+@pytest.fixture
+def throttled(machine: Machine) -> Machine:
+    """A machine that has the program of the unit."""
+    (machine.bin / "casemate").write_text("#!/bin/sh\n")
+    (machine.bin / "casemate").chmod(0o755)
+    return machine
+
+
+def test_the_unit_is_made_shown_and_taken_back(throttled: Machine, capsys: Capture) -> None:
+    before = snapshot(throttled.home)
+    assert throttled.run("ksm", "--dry-run") == 0
+    assert f"+ExecStart={throttled.links}/casemate ksm\n" in capsys.readouterr().out
+    assert snapshot(throttled.home) == before
+    assert throttled.run("ksm") == 0
+    text = throttled.file.read_text()
+    assert f"\nExecStart={throttled.links}/casemate ksm\n" in text
+    assert f"\nExecStopPost={throttled.links}/casemate ksm --restore\n" in text
+    assert os.readlink(throttled.links / "casemate") == str(throttled.bin / "casemate")
+    assert "systemctl enable --now" in capsys.readouterr().out
+    assert throttled.run("ksm") == 0 and "is there already" in capsys.readouterr().out
+    assert throttled.run("ksm", "--undo") == 0
+    after = snapshot(throttled.home)
+    for made in ("usr/local/bin", "usr/local"):
+        after.pop(made, None)
+    assert after == before
+
+
+def test_a_unit_that_was_changed_or_is_anothers_is_left_alone(throttled: Machine, capsys: Capture) -> None:
+    throttled.run("ksm")
+    ours = throttled.file.read_text()
+    text = throttled.put(ours + "CPUQuota=5%\n")
+    for words in (("ksm", "--undo"), ("ksm",)):
+        assert throttled.run(*words) == 125
+        assert "drop-in" in capsys.readouterr().err and throttled.file.read_text() == text
+    text = throttled.put("[Service]\nExecStart=/bin/true\n")
+    assert throttled.run("ksm") == 125 and "not written by casemate" in capsys.readouterr().err
+    assert throttled.file.read_text() == text
+    # One that an earlier version wrote, with another program, is replaced.
+    throttled.put(ksm.edit(None, Path("f"), {"casemate": Path("/old/casemate")}))
+    assert throttled.run("ksm") == 0 and throttled.file.read_text() == ours
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("/usr/local/bin/casemate", "/usr/local/bin/casemate"),
+        ("/a b/casemate", '"/a b/casemate"'),
+        ("/100%/$HOME", '"/100%%/$HOME"'),
+    ],
+)
+def test_a_program_in_a_unit_is_quoted(path: str, word: str) -> None:
+    assert ksm.quoted(path) == word
+    for odd in "\n\"'\\":
+        with pytest.raises(ConfigError, match="unit"):
+            ksm.quoted(path + odd)
 
 
 # ---- containerd

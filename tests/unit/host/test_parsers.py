@@ -60,7 +60,7 @@ def test_layouts_of_control_groups(tmp_path: Path) -> None:
     mountinfo = tmp_path / "mountinfo"
 
     def read(text: str) -> list[tuple[str, set[str], bool]]:
-        mountinfo.write_text(text)
+        mountinfo.write_bytes(os.fsencode(text))
         return [(str(one.mount), set(one.controllers), one.unified) for one in cgroups.hierarchies(str(mountinfo))]
 
     old = [("/sys/fs/cgroup/cpu,cpuacct", {"cpu", "cpuacct"}, False), ("/sys/fs/cgroup/my memory", {"memory"}, False)]
@@ -69,6 +69,11 @@ def test_layouts_of_control_groups(tmp_path: Path) -> None:
     assert read(first) == old
     assert read(second + first) == old + new
     assert read("") == []
+    # Anybody who may mount by FUSE chooses such names, which are no text, and must not stop everybody's containers.
+    odd = "38 31 0:34 / /home/u/\udcff\udc80\r\\134x rw - fuse.x \udcff rw,user_id=1000\n"
+    assert read(odd + first + odd + second) == old + new
+    here = read("31 23 0:28 / /caf\u00e9\\040\udcff rw - cgroup cgroup rw,pids\n")
+    assert here == [("/caf\u00e9 \udcff", {"pids"}, False)]
 
 
 def test_routes_that_the_network_would_hide(tmp_path: Path) -> None:

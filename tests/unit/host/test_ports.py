@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import selectors
 import socket
 import struct
 import threading
@@ -116,6 +118,29 @@ def test_a_refused_connection_and_an_abort_are_passed_on(proxied: Callable[..., 
         peer.close()
         with pytest.raises(ConnectionResetError):
             client.recv(1)
+
+
+def test_ends_that_abort_at_the_same_time_end_their_connection_and_no_other(server: socket.socket) -> None:
+    """Both are ready in one round, and the second has been closed with the first when its turn comes."""
+    wake_read, wake_write = os.pipe()
+    loop = ports._Loop(wake_read)
+    with socket.create_server((LOOPBACK, 0)) as front:
+        clients = [socket.create_connection(front.getsockname()) for _ in range(2)]
+        connections = [ports._Connection(loop, front.accept()[0], server.getsockname()[:2]) for _ in clients]
+        peers = [server.accept()[0] for _ in clients]
+    for connection in connections:
+        connection._ready(1, selectors.EVENT_WRITE)  # the container has answered
+    clients[1].sendall(b"hello")
+    for end in (clients[0], peers[0]):
+        ports._reset(end)
+    os.write(wake_write, b".")  # one round, and then the end
+    loop.run()
+    assert loop.connections == 0
+    assert peers[1].recv(10) == b"hello"
+    for sock in (clients[1], peers[1]):
+        sock.close()
+    for fd in (wake_read, wake_write):
+        os.close(fd)
 
 
 def test_connections_are_bounded_and_the_next_waits_its_turn(

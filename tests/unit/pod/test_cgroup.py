@@ -344,7 +344,8 @@ def test_systemd_makes_the_scope(old: Kernel, monkeypatch: pytest.MonkeyPatch) -
         status, reason = 0, ""
 
     def run(argv: list[str], **_: object) -> Done:
-        calls.append(argv[5:])
+        assert argv[:3] == ["busctl", "--", "call"]  # nothing that follows is an option
+        calls.append(argv[6:])
         if "StartTransientUnit" in argv:
             (old.path / "memory/system.slice/docker-abc.scope").mkdir(parents=True)
             (old.path / "memory/system.slice/docker-abc.scope/cgroup.procs").write_text("4711")

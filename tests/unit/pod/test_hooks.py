@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -140,3 +141,38 @@ def test_the_state_object_has_what_the_specification_wants() -> None:
         "ociVersion": "1.0.1", "id": "c", "status": "stopped", "bundle": "/b", "annotations": {"a": "b"},
     }  # fmt: skip
     assert hooks.state({"ociVersion": "1.0.2"}, "c", "running", 7, "/b")["pid"] == 7
+
+
+def test_a_hook_ends_with_whoever_waits_for_it(tmp_path: Path) -> None:
+    """As a signal does to the command that makes a container."""
+    pid = tmp_path / "pid"
+    os.mkfifo(pid)
+
+    class Interrupted(KeyboardInterrupt):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    def told() -> None:
+        found.append(int(pid.read_text()))
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    found: list[int] = []
+    before = signal.signal(signal.SIGUSR2, interrupt)
+    thread = threading.Thread(target=told)
+    thread.start()
+    try:
+        with pytest.raises(Interrupted):
+            hooks.run(spec(shell(f"echo $$ >{pid}; exec sleep 1000")), "prestart", STATE)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+        thread.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(found[0], 0)
+
+
+def test_a_variable_without_a_name_fails_its_hook_and_no_other(tmp_path: Path) -> None:
+    value = spec(shell("true", env=["=x"]), shell(f"touch {tmp_path}/ran"), point="poststop")
+    assert len(hooks.run_all(value, "poststop", STATE)) == 1
+    assert os.listdir(tmp_path) == ["ran"]

@@ -12,18 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from casemate.errors import (
+    AgentError,
+    CasemateError,
     CommandNotFound,
     ContainerError,
     NameInUse,
     NoSuchContainer,
     NotRunning,
     StillRunning,
+    Unsupported,
     UsageError,
 )
-from casemate.keeper.control import Connection
-from casemate.pod.container import Container
+from casemate.keeper.control import Connection, ControlClosed
+from casemate.pod import operations, service
+from casemate.pod.container import MAX_SIGNALS, Container, StandIn
+from casemate.pod.devices import MAX_DISKS
 from casemate.pod.service import machine_memory
 from casemate.sandbox import ProcessExit
 from tests.unit.pod.keepers import SPEC, House, Peer, opened
@@ -608,11 +615,183 @@ def test_deletion_by_force_of_a_member_that_is_just_made(house: House) -> None:
     assert house.store.ids() == ["one"] and house.store.get("one").status == "running"
 
 
+def test_a_stopped_member_is_deleted_whatever_the_guest_does(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "DELETE_SECONDS", 0.2)
+    house.running("one")
+    for name in ("two", "three"):
+        house.running(name)
+        house.sandbox.end(name, None, 0)
+        house.client.wait(name)
+    house.sandbox.fail["delete"] = AgentError("no")
+    assert house.client.delete("two", timeout=10)
+    del house.sandbox.fail["delete"]
+    house.sandbox.block["delete"] = threading.Event()
+    assert house.client.delete("three", timeout=10)
+    assert [call for call in house.sandbox.calls if call[0] == "detach"] == [("detach", "two"), ("detach", "three")]
+    assert set(house.client.info()["containers"]) == {"one"}
+
+
+def test_a_guest_that_does_not_listen_keeps_no_keeper(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "CLOSE_SECONDS", 0.2)
+
+    class Helper:
+        """Has something to tell the guest at its end."""
+
+        def start(self) -> None:
+            pass
+
+        def close(self) -> None:
+            assert house.sandbox.closed.wait(30)
+
+    house.helpers.append(Helper())
+    house.running("one")
+    house.sandbox.end("one", None, 0)
+    house.join()
+
+
+def test_the_end_of_a_stand_in_is_heard_beside_its_words(house: House) -> None:
+    connection = house.launch()
+    peer = house.record("one")
+    peer.socket.close()
+    peer.socket, mine = socket.socketpair()
+    house.ask("one", peer, connection)
+    house.client.start("one")
+    reached = house.sandbox.reached["resize"] = threading.Event()
+    house.sandbox.block["resize"] = threading.Event()
+    mine.sendall(b"".join(b"size 24 %d\n" % columns for columns in range(1, 500)))
+    assert reached.wait(5)
+    mine.sendall(b"signal 10\nsize 30 %s\n" % (b"9" * 100))
+    mine.close()
+    house.join()
+    assert house.store.get("one").exit_code == 128 + 9
+    assert ("signal", "one", None, 9, False) in house.sandbox.calls
+
+
+def test_of_sizes_in_a_row_the_last_one_counts() -> None:
+    heard: list[tuple[str, tuple[int, ...]]] = []
+    first, free, gone, last = (threading.Event() for _ in range(4))
+
+    def listen(word: str, numbers: tuple[int, ...]) -> None:
+        heard.append((word, numbers))
+        first.set()
+        assert free.wait(10)
+        if numbers == (30, 65535):
+            last.set()
+
+    ours, theirs = socket.socketpair()
+    StandIn(ours.detach(), listen, gone.set)
+    theirs.sendall(b"size 1 1\n")
+    assert first.wait(5)
+    theirs.sendall(b"size 2 2\nsignal 10\nsize 30 %s\nnonsense\nsize x\n" % (b"9" * 100) + b"signal 1\n" * 1000)
+    theirs.close()
+    assert gone.wait(5)
+    free.set()
+    assert last.wait(5)
+    assert heard[0] == ("size", (1, 1)) and heard[1] == ("signal", (10,)) and heard[-1] == ("size", (30, 65535))
+    assert len(heard) == 2 + MAX_SIGNALS and ("size", (2, 2)) not in heard
+
+
+def test_execs_that_the_guest_does_not_end_hold_up_their_container_together(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "EXEC_SECONDS", 0.3)
+    peer = house.running("one")
+    execs = [house.exec("one", f"e{number}") for number in range(8)]
+    house.sandbox.block["signal"] = threading.Event()
+    house.sandbox.end("one", None, 3)
+    assert peer.wait() == 3
+    assert [one.wait() for one in execs] == [128 + 9] * 8
+
+
+def test_an_exec_that_is_not_served_is_ended(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.running("one")
+    assert house.keeper is not None
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(house.keeper, "adopt", fail)
+        with pytest.raises(CasemateError, match="can't start new thread"):
+            house.exec("one", "e1")
+    assert house.spare[-1].wait() == 255
+    assert ("signal", "one", "exec-1", 9, False) in house.sandbox.calls
+    assert house.store.get("one").execs == {}
+    house.exec("one", "e1")
+
+
+def test_execs_are_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "MAX_EXECS", 2)
+    house.running("one")
+    house.running("two")
+    house.exec("one", "a")
+    house.exec("two", "a")
+    with pytest.raises(ContainerError, match="2 execs run in this sandbox already"):
+        house.exec("one", "b")
+    house.sandbox.end("two", "exec-1", 0)
+    house.client.wait("two", "a")
+    house.exec("one", "b")
+
+
+def test_as_many_disks_as_there_may_be_come_with_one_request(house: House, tmp_path: Path) -> None:
+    (tmp_path / "disk").touch()
+    with opened("/", os.devnull, *[str(tmp_path / "disk")] * MAX_DISKS) as (volumes, null, *disks):
+        fds = {"volumes": volumes, **{f"disk{number}": descriptor for number, descriptor in enumerate(disks)}}
+        stdio = dict.fromkeys(("stdin", "stdout", "stderr"), null)
+        house.create("one", fds=fds, stdio=stdio, disks=[(f"d{number}", True) for number in range(MAX_DISKS)])
+    assert house.sandbox.calls[0][2] == [f"d{number}" for number in range(MAX_DISKS)]
+
+
+def test_a_message_too_deep_to_read_costs_no_descriptors() -> None:
+    ours, theirs = socket.socketpair()
+    body = b"[" * 100_000
+    before = len(os.listdir("/proc/self/fd"))
+    with ours, theirs, opened(os.devnull) as (null,):
+        socket.send_fds(ours, [len(body).to_bytes(4, "big")], [null, null])
+        ours.sendall(body)
+        with pytest.raises(ControlClosed):
+            Connection(theirs).receive()
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+
+
+def test_disks_that_do_not_come_are_closed(house: House, tmp_path: Path) -> None:
+    house.running("one")
+    (tmp_path / "disk").touch()
+    house.sandbox.fail["plug_disk"] = ContainerError("no slot")
+    with opened(*[str(tmp_path / "disk")] * 3) as disks, pytest.raises(ContainerError, match="no slot"):
+        fds = {f"disk{number}": descriptor for number, descriptor in enumerate(disks)}
+        house.create("two", fds=fds, disks=[("a", True), ("b", True), ("c", True)])
+    paths = {os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _is_open(name)}
+    assert str(tmp_path / "disk") not in paths
+
+
+def _is_open(name: str) -> bool:
+    return os.path.islink(f"/proc/self/fd/{name}")
+
+
 def test_updates_reach_the_guest_as_it_knows_them(house: House) -> None:
     house.running("one")
     house.client.update("one", {"memory": {"limit": 1 << 28, "swap": 1 << 29}, "pids": {"limit": 0}})
     assert ("update", "one", {"memory": {"limit": 1 << 28}}) in house.sandbox.calls
     assert house.client.stats("one") == {"memory": {"current": 1}}
+
+
+def test_more_memory_than_the_machine_has_is_refused(house: House) -> None:
+    house.running("one", full={**SPEC, "linux": {"resources": {"memory": {"limit": 200 << 20}}}}, memory=200 << 20)
+    with pytest.raises(Unsupported, match=f"{(200 << 20) + 1} bytes cannot be given: .* has 200 MiB"):
+        house.client.update("one", {"memory": {"limit": (200 << 20) + 1}, "pids": {"limit": 5}})
+    assert "update" not in house.sandbox.names()
+    for limit in (100 << 20, 200 << 20, -1):
+        house.client.update("one", {"memory": {"limit": limit}})
+        assert house.sandbox.calls[-1] == ("update", "one", {"memory": {"limit": limit}})
+
+
+def test_what_a_container_was_made_with_may_be_said_again(house: House) -> None:
+    """It is more than the machine has where the host has less, or where another container came first."""
+    large = {"memory": {"limit": 1 << 40}}
+    house.running("one", full={**SPEC, "linux": {"resources": large}})
+    house.client.update("one", {**large, "cpu": {"shares": 512}})
+    assert house.sandbox.calls[-1] == ("update", "one", {**large, "cpu": {"shares": 512}})
 
 
 def test_a_full_disk_does_not_end_a_container(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -688,6 +867,34 @@ def test_requests_that_cannot_be_read_are_answered(house: House) -> None:
             house.client._request(str(request["op"]), arguments, {"standin": null})
     assert wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
     assert house.store.get("one").status == "running" and house.store.get("one").execs == {}
+
+
+_OPS = [
+    "create", "start", "exec", "resize", "close_stdin", "pause", "resume", "stats", "update", "pids", "info", "forward",
+    "kill", "delete", "wait", "events_", "_running", "__init__",
+]  # fmt: skip
+_KEYS = ["exec", "process", "pid", "size", "rows", "columns", "resources", "port", "signal", "all", "force", "spec"]
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.sampled_from(["one", "none"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(op=st.sampled_from(_OPS) | st.text(max_size=10), rest=st.dictionaries(st.sampled_from(_KEYS), _values))
+def test_no_request_ends_a_keeper(house: House, op: str, rest: dict[str, Any]) -> None:
+    if house.pod is None:
+        house.running("one")
+    # What ends "one", or waits for its end, does so.
+    rest["id"] = "two" if op in ("kill", "delete", "wait") else "one"
+    connection = house.client._connect(20)
+    connection.send({"op": op, **rest})
+    answer, _ = connection.receive()
+    connection.close()
+    if isinstance(answer.get("error"), dict):
+        assert answer["error"]["message"]
+    assert house.client.info()["containers"]["one"] in ("running", "paused")
 
 
 def test_an_id_belongs_to_one_container(house: House) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from casemate.config import Config
 from casemate.errors import HostError, NameInUse, NoSuchContainer, StateError, StillRunning, UsageError
@@ -20,6 +23,7 @@ from casemate.host import processes, uids
 from casemate.pod import reap
 from casemate.pod.model import Record, check_id, guest_name
 from casemate.pod.store import MAX_ANNOTATIONS, Pod, PodStore
+from casemate.runtime_cli.state import state
 from tests.unit.pod.keepers import SPEC, Peer
 
 
@@ -100,6 +104,20 @@ def test_a_container_is_found_as_it_was_put_down(store: PodStore) -> None:
         store.get("two")
     with pytest.raises(NoSuchContainer):
         store.spec("two")
+
+
+def test_nobody_else_may_write_where_records_are(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = PodStore(Config(root=tmp_path / "root", run=tmp_path / "run"), tmp_path / "a" / "b")
+        pod = store.create_pod()
+        store.create_record(Record("one", pod.id, "/bundle"), {})
+    finally:
+        os.umask(before)
+    for place in (tmp_path / "a", store.root, store.pods_path, pod.path, store.path("one")):
+        assert not place.stat().st_mode & 0o022, place
+    for file in (*store.path("one").iterdir(), *pod.path.iterdir()):
+        assert not file.stat().st_mode & 0o077, file
 
 
 def test_an_id_is_given_once_even_when_two_ask_at_once(store: PodStore) -> None:
@@ -210,22 +228,54 @@ def test_a_record_that_cannot_be_written_is_true_the_next_time(
 
 
 def test_damaged_records_are_told_and_removed_by_force(store: PodStore) -> None:
-    for id, text in (("one", "{"), ("two", '{"status": "odd"}'), ("three", '{"id": "else", "pod": "", "bundle": ""}')):
+    damaged = {
+        "one": "{", "two": '{"status": "odd"}', "three": '{"id": "else", "pod": "", "bundle": ""}',
+        "five": '{"id": "five", "pod": "", "bundle": "", "created": "today"}', "six": "[" * 100_000,
+    }  # fmt: skip
+    for id, text in damaged.items():
         put(store, id)
         (store.root / id / "record.json").write_text(text)
     put(store, "four")
     (store.root / "four" / "record.json").unlink()
-    for id in ("one", "two", "three", "four"):
+    ids = [*damaged, "four"]
+    for id in ids:
         with pytest.raises(StateError):
             store.get(id)
         with pytest.raises(StateError):
             store.remove(id)
     assert [(record.id, record.status) for record in store.list()] == [
-        (id, "stopped") for id in sorted(("one", "two", "three", "four"))
+        (id, "stopped") for id in sorted(ids)
     ]
-    for id in ("one", "two", "three", "four"):
+    for id in ids:
         store.remove(id, force=True)
     assert store.ids() == []
+
+
+_anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from([item.name for item in fields(Record)]), _anything))
+def test_whatever_is_in_a_record_it_can_be_told_or_is_damaged(changes: dict[str, Any]) -> None:
+    whole = Record("one", "p", "/bundle", created=1.5, annotations={"a": "b"}, netns=(4, 5), cgroups=("/x",)).to_json()
+    value = json.loads(json.dumps({**whole, **changes}))
+    try:
+        record = Record.from_json(value)
+    except StateError:
+        assert changes
+        return
+    assert json.loads(json.dumps(record.to_json())) == value
+    json.dumps(state(record), allow_nan=False)
+    assert sorted([record, replace(record, created=0.0)], key=lambda one: (one.created, one.id))
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    record = Record("one", "p", "/bundle", pid=7, started=2.0, netns=(4, 5), cgroups=("/x", "/y"), execs={"e": 8})
+    assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
+    assert Record.from_json({**record.to_json(), "newer": [1]}) == record
 
 
 def test_removal_follows_runc(store: PodStore) -> None:

@@ -168,6 +168,32 @@ def test_more_requests_than_workers(make: Callable[..., Pair], monkeypatch: pyte
     assert 1 <= most[0] <= 3
 
 
+def test_a_link_outlives_a_want_of_threads(make: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is there does the work of those who cannot be started; a sandbox must not end for a thread."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(method: str, params: dict[str, Any]) -> dict[str, Any]:
+        if method == "slow":
+            entered.set()
+            assert go_on.wait(20)
+        return {"did": method}
+
+    pair = make(on_request=slow)
+    results: list[dict[str, Any]] = []
+    first = threading.Thread(target=lambda: results.append(pair.host.call("slow", {}, 20)))
+    first.start()
+    assert entered.wait(20)
+
+    def refuse(target: Callable[..., None], *args: Any) -> None:
+        go_on.set()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("casemate.protocol.threads.start", refuse)
+    assert pair.host.call("quick", {}, 20) == {"did": "quick"}
+    first.join(20)
+    assert results == [{"did": "slow"}]
+
+
 def test_events_in_order_before_closed(make: Callable[..., Pair]) -> None:
     seen: list[int] = []
 

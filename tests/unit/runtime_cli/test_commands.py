@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -180,6 +181,21 @@ def test_the_globals_that_mean_nothing_here_are_taken(run: Run, rootless: str) -
 def test_without_root_it_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert run("list").errors == ["casemate-runtime list needs root: containers without root are not supported"]
+
+
+def test_nothing_of_ours_becomes_a_standard_stream(tmp_path: Path) -> None:
+    script = """
+import os, sys
+for number in range(3):
+    os.close(number)
+from casemate.runtime_cli.main import main
+status = main(["--log", sys.argv[1], "--rootless", "maybe", "list"])
+with open(sys.argv[2], "w") as file:
+    print(status, *(os.readlink(f"/proc/self/fd/{number}") for number in range(3)), file=file)
+"""
+    subprocess.run([sys.executable, "-c", script, tmp_path / "log", tmp_path / "out"], check=True)
+    assert (tmp_path / "out").read_text() == "1 /dev/null /dev/null /dev/null\n"
+    assert "rootless" in (tmp_path / "log").read_text()
 
 
 def test_something_unexpected_is_one_line(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,6 +396,18 @@ def test_events_until_the_containers_end(run: Run, store: Store) -> None:
     }  # fmt: skip
     out = run("events", "--interval=1h", "a").out
     assert out == '{"type":"oom","id":"a"}\n' * 2
+
+
+def test_events_of_one_that_ends_before_they_are_told(run: Run, store: Store) -> None:
+    record = store.add("a", "running")
+
+    def events() -> Iterator[dict[str, Any]]:
+        store.records["a"] = replace(record, status="stopped")
+        yield {"event": "ready"}
+        pytest.fail("nobody tells its end any more")
+
+    Client.answers = {"events": events()}
+    assert run("events", "--interval=1h", "a").status == 0
 
 
 # ---- exec

@@ -85,6 +85,19 @@ def test_a_socket_that_nobody_listens_on_is_an_error(tmp_path: Path) -> None:
     made.close()
 
 
+def test_a_listener_that_takes_nobody_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "SEND_SECONDS", 0.2)
+    path = str(tmp_path / "console.sock")
+    made = console.Console(None)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+        with pytest.raises(UsageError, match="resource temporarily unavailable"):
+            made.send(path)
+    made.close()
+
+
 @pytest.mark.parametrize(
     ("terminal", "sock", "detach", "complaint"),
     [

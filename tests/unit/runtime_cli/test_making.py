@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from casemate.errors import HostError
 from casemate.pod import plan
 from casemate.runtime_cli import making
 
@@ -61,6 +64,23 @@ def test_what_the_guest_has_of_its_own_is_not_passed() -> None:
 def test_a_pid_file_is_whole_at_once(tmp_path: Path) -> None:
     making.write_pid(str(tmp_path / "pid"), 4242)
     assert (tmp_path / "pid").read_text() == "4242"
+    assert os.listdir(tmp_path) == ["pid"]
+
+
+def test_a_pid_file_is_not_written_through_what_others_have_put_there(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    for name in ("pid", ".pid"):
+        (tmp_path / name).symlink_to(mine)
+    making.write_pid(str(tmp_path / "pid"), 4242)
+    assert (mine.read_text(), (tmp_path / "pid").read_text()) == ("precious", "4242")
+    assert not (tmp_path / "pid").is_symlink()
+
+
+def test_a_pid_file_that_cannot_be_put_down_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pid" / "full").mkdir(parents=True)
+    with pytest.raises(HostError):
+        making.write_pid(str(tmp_path / "pid"), 4242)
     assert os.listdir(tmp_path) == ["pid"]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from casemate.errors import UsageError
 from casemate.runtime_cli import events, making, state, update
@@ -121,3 +124,32 @@ def test_statistics_of_a_guest_that_counts_nothing_are_still_whole() -> None:
         "cpu", "cpuset", "memory", "pids", "blkio", "hugetlb", "intel_rdt", "network_interfaces",
     }  # fmt: skip
     assert made["network_interfaces"] is None
+
+
+_rubbish = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=300),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from(["stat", "current", "max", "peak", "file", "usage_us", "name", "major", "rbytes", "rx_bytes"])
+        | st.text(max_size=100), inner, max_size=5,
+    ),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(["memory", "cpu", "pids", "io", "net"]), _rubbish))
+def test_statistics_of_a_guest_that_lies_are_counts(found: dict[str, Any]) -> None:
+    def judge(value: Any) -> None:
+        if isinstance(value, dict | list):
+            for one in value.values() if isinstance(value, dict) else value:
+                judge(one)
+        elif isinstance(value, str):
+            assert len(value) <= 64
+        else:
+            assert value is None or (type(value) is int and 0 <= value < 1 << 64)
+
+    judge(events.statistics(found))
+
+
+def test_a_text_in_place_of_a_time_is_not_multiplied() -> None:
+    made = events.statistics({"cpu": {"user_us": "x" * 1000, "usage_us": 1 << 63}})
+    assert made["cpu"]["usage"] == {"total": (1 << 64) - 1, "kernel": 0, "user": 0}

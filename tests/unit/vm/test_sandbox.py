@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +91,10 @@ class Guest:
 class Scene:
     """A sandbox, its guest, and how its processes ended."""
 
-    def __init__(self, tmp_path: Path, **changes: Any) -> None:
-        self.config = Config(root=tmp_path / "root", run=tmp_path / "run", boot_timeout=WAIT, call_timeout=WAIT)
+    def __init__(self, tmp_path: Path, settings: Mapping[str, Any] | None = None, **changes: Any) -> None:
+        self.config = replace(
+            Config(root=tmp_path / "root", run=tmp_path / "run", boot_timeout=WAIT, call_timeout=WAIT), **settings or {}
+        )
         self.container = Store(self.config).create(make_spec(network="none", hostname="box", **changes))
         self.guest = Guest()
         self.ends: queue.SimpleQueue[tuple[str | None, ProcessExit]] = queue.SimpleQueue()
@@ -251,6 +255,31 @@ def test_machine_that_does_not_start(scene: Scene) -> None:
     scene.hypervisor.fail_start = "no such machine"
     with pytest.raises(HypervisorError, match="no such machine"):
         scene.sandbox.boot()
+
+
+def test_a_start_is_told_to_the_throttler_and_memory_offered(scene: Scene) -> None:
+    place = scene.config.run / "ksm" / "kick"
+    place.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as throttler:
+        throttler.bind(str(place))
+        throttler.setblocking(False)
+        scene.sandbox.boot()
+        assert throttler.recv(100) == b"start"
+    assert scene.hypervisor.machines[0].spec.mergeable
+
+
+def test_with_merging_off_nothing_is_told_or_offered(tmp_path: Path, server: NoFiles) -> None:
+    made = Scene(tmp_path, settings={"ksm": "off"})
+    place = made.config.run / "ksm" / "kick"
+    place.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as throttler:
+        throttler.bind(str(place))
+        throttler.setblocking(False)
+        made.sandbox.boot()
+        with pytest.raises(BlockingIOError):
+            throttler.recv(100)
+    assert not made.hypervisor.machines[0].spec.mergeable
+    made.sandbox.close()
 
 
 def test_close_while_the_guest_boots(scene: Scene) -> None:

@@ -71,7 +71,7 @@ def missing_directories(path: Path) -> list[str]:
 
 
 def write(path: Path, content: str) -> None:
-    """Replace a file's content at once, keeping its mode and owner; a link is followed.
+    """Replace a file's content at once, keeping its mode, owner, access list and label; a link is followed.
 
     Raises:
         HostError: it cannot be written; the old file is then untouched.
@@ -93,6 +93,8 @@ def write(path: Path, content: str) -> None:
                 if before is not None and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
                     os.fchown(fd, before.st_uid, before.st_gid)
                 os.fchmod(fd, mode)
+                if before is not None:
+                    _keep_attributes(real, fd)
                 os.fsync(fd)
             os.rename(temporary, real)
         except BaseException:
@@ -100,6 +102,14 @@ def write(path: Path, content: str) -> None:
             raise
     except OSError as error:
         raise HostError(f"{path} cannot be written: {error.strerror}", _hint(error)) from None
+
+
+def _keep_attributes(path: Path, fd: int) -> None:
+    """Give an open file the extended attributes of another one (xattr(7)), as far as it can have them."""
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(path):
+            with contextlib.suppress(OSError):
+                os.setxattr(fd, name, os.getxattr(path, name))
 
 
 def remove(path: Path, directories: list[str]) -> None:
@@ -122,7 +132,11 @@ def link(change: LinkChange) -> None:
         change.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = change.path.with_name(f".{change.path.name}.casemate.{os.getpid()}")
         os.symlink(change.target, temporary)
-        os.rename(temporary, change.path)
+        try:
+            os.rename(temporary, change.path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
     except OSError as error:
         raise HostError(f"{change.path} cannot be changed: {error.strerror}", _hint(error)) from None
 

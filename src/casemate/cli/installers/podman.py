@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from casemate.errors import ConfigError
 
@@ -21,9 +22,16 @@ def edit(text: str | None, path: Path, programs: dict[str, Path]) -> str:
     Raises:
         ConfigError: there is a file that somebody else wrote.
     """
-    if text is not None and text.strip() and not text.startswith(_HEAD):
-        _refuse(text, path)
-    return f"{_HEAD}[engine.runtimes]\ncasemate = [{json.dumps(str(programs['casemate-runtime']))}]\n"
+    wanted = [str(programs["casemate-runtime"])]
+    if text is not None and text.strip():
+        if not text.startswith(_HEAD):
+            _refuse(text, path)
+        ours, more = _ours(text, path, "mend it by hand")
+        if more and ours == wanted:
+            return text
+        if more:
+            raise ConfigError(f"{path} holds more than casemate wrote", f"set [engine.runtimes] casemate to {wanted}")
+    return f"{_HEAD}[engine.runtimes]\ncasemate = [{json.dumps(wanted[0])}]\n"
 
 
 def erase(text: str, path: Path) -> str | None:
@@ -34,14 +42,21 @@ def erase(text: str, path: Path) -> str | None:
     """
     if not text.startswith(_HEAD):
         return text
-    try:
-        value = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is damaged: {error}", "remove it by hand") from None
-    ours = value.get("engine", {}).get("runtimes", {}).get("casemate")
-    if value != {"engine": {"runtimes": {"casemate": ours}}}:
+    if _ours(text, path, "remove it by hand")[1]:
         raise ConfigError(f"{path} holds more than casemate wrote", "take [engine.runtimes] casemate out by hand")
     return None
+
+
+def _ours(text: str, path: Path, hint: str) -> tuple[Any, bool]:
+    """What the file has for our runtime, and whether there is more in it. Raises ConfigError: it is damaged."""
+    try:
+        value = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: {str(error)[:200]}", hint) from None
+    found: Any = value
+    for key in ("engine", "runtimes", "casemate"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found, value != {"engine": {"runtimes": {"casemate": found}}}
 
 
 def _refuse(text: str, path: Path) -> None:

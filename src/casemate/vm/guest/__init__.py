@@ -13,8 +13,10 @@ from casemate.vm.guest.bundle import GuestBundle, current, find, list_bundles, p
 __all__ = ["GuestBundle", "build", "current", "find", "list_bundles", "prune"]
 
 
-def build(root: Path, cache: Path, progress: Callable[[str], None], *, update: bool = False) -> GuestBundle:
+def build(
+    root: Path, cache: Path, progress: Callable[[str], None], *, update: bool = False, kernel: str = "auto"
+) -> GuestBundle:
     """Build the guest bundle when something has changed; see :func:`casemate.vm.guest.builder.build`."""
     from casemate.vm.guest.builder import build as build_now
 
-    return build_now(root, cache, progress, update=update)
+    return build_now(root, cache, progress, update=update, choice=kernel)

@@ -18,6 +18,8 @@ from casemate.errors import GuestError, GuestMissing, StateError
 
 FORMAT = 1
 FILES = {"kernel": ("vmlinux", "bzimage"), "initrd": ("initrd.cpio",), "root": ("root.erofs",)}
+OPTIONAL = ("initrd",)
+"""What a kernel may have no need for."""
 _BUILD = "run: casemate guest build"
 
 
@@ -26,14 +28,16 @@ class GuestBundle:
     """One kernel with the root image that belongs to it.
 
     ``manifest`` is what ``manifest.json`` holds: ``format``, ``digest``, ``key``, ``version``, ``architecture``,
-    ``kernel_release``, ``files`` (role to name, size, sha256), ``base_cmdline`` (accelerator to arguments),
-    ``packages``.
+    ``kernel_release``, ``kernel`` (``kind``: ``debian`` or ``minimal``, and the ``key`` of a minimal one), ``files``
+    (role to name, size, sha256), ``base_cmdline`` (accelerator to arguments), ``packages``.
+
+    ``initrd`` is None where the kernel reaches the root image by itself.
     """
 
     digest: str
     path: Path
     kernel: Path
-    initrd: Path
+    initrd: Path | None
     root: Path
     version: str
     kernel_release: str
@@ -43,6 +47,16 @@ class GuestBundle:
         """The kernel's arguments for ``tcg`` or ``kvm``; devices and transports add theirs."""
         known: dict[str, list[str]] = self.manifest["base_cmdline"]
         return tuple(known.get(accelerator, known["kvm"]))
+
+    @property
+    def kernel_kind(self) -> str:
+        """``debian`` or ``minimal``."""
+        return str(self.manifest.get("kernel", {}).get("kind", "debian"))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The kernel, the initial root where there is one, and the root image."""
+        return tuple(path for path in (self.kernel, self.initrd, self.root) if path is not None)
 
 
 def home(root: Path) -> Path:
@@ -62,6 +76,8 @@ def load(path: Path) -> GuestBundle:
             raise ValueError("the manifest does not belong to it")
         paths: dict[str, Path] = {}
         for role, names in FILES.items():
+            if role in OPTIONAL and role not in manifest["files"]:
+                continue
             entry = manifest["files"][role]
             if entry["name"] not in names:
                 raise ValueError(f"{entry['name']!r} is no name of a {role}")
@@ -70,7 +86,7 @@ def load(path: Path) -> GuestBundle:
             if size != entry["size"]:
                 raise ValueError(f"{entry['name']} has {size} bytes instead of {entry['size']}")
         return GuestBundle(
-            manifest["digest"], path, paths["kernel"], paths["initrd"], paths["root"],
+            manifest["digest"], path, paths["kernel"], paths.get("initrd"), paths["root"],
             str(manifest["version"]), str(manifest["kernel_release"]), manifest,
         )
     except (OSError, ValueError, KeyError, TypeError, StateError) as error:

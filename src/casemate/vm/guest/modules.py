@@ -36,6 +36,10 @@ class ModuleTree:
         builtin = (directory / "modules.builtin").read_text().split()
         self._builtin = {_canonical(Path(line).name.removesuffix(".ko")) for line in builtin}
 
+    def names(self) -> list[str]:
+        """The names of all modules that are files."""
+        return sorted(self._files)
+
     def has(self, name: str) -> bool:
         """Whether the kernel has the module, as a file or built in."""
         return _canonical(name) in self._files or _canonical(name) in self._builtin

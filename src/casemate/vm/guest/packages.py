@@ -110,7 +110,7 @@ class Apt:
                 # Only libraries: programs that packages ask for at their installation have no place in the guest.
                 if name in wanted or name.startswith("lib") or name == "zlib1g":
                     found.append(f"{name}={version}")
-        return self._describe([kernel, *found])
+        return self.describe([kernel, *found])
 
     def download(self, packages: Sequence[Package], directory: Path) -> None:
         """Fetch packages into a directory; apt checks the checksums."""
@@ -135,7 +135,12 @@ class Apt:
                     return match[1]
         raise GuestError(f"package {name} does not depend on one like {pattern}")
 
-    def _describe(self, names: Sequence[str]) -> list[Package]:
+    def describe(self, names: Sequence[str]) -> list[Package]:
+        """What apt knows of packages, as ``name`` or ``name=version``, sorted.
+
+        Raises:
+            GuestError: apt does not know one of them.
+        """
         packages: dict[str, Package] = {}
         for stanza in self._show(names):
             try:

@@ -19,6 +19,8 @@ class Architecture:
     """The metapackage that depends on the current kernel."""
     cmdline: dict[str, tuple[str, ...]]
     """Kernel arguments by accelerator, without those of the devices."""
+    minimal_cmdline: dict[str, tuple[str, ...]]
+    """The same for the minimal kernel, which needs no initial root."""
 
 
 _X86_COMMON = (
@@ -29,6 +31,17 @@ _X86_COMMON = (
     # Debian tests its cryptography at each start; a good idea, 0.2 s, and nothing that a sandbox of seconds needs.
     "cryptomgr.notests",
     "8250.nr_uarts=1",
+)
+
+# The first virtio disk is the root image, see casemate.vm.machine; the kernel mounts it and starts the agent by itself.
+_X86_MINIMAL = (
+    "console=ttyS0",
+    "quiet",
+    "panic=-1",
+    "root=/dev/vda",
+    "rootfstype=erofs",
+    "ro",
+    "init=/usr/lib/casemate/agent-init",
 )
 
 ARCHITECTURES = {
@@ -51,8 +64,17 @@ ARCHITECTURES = {
             ),
             "kvm": _X86_COMMON,
         },
+        minimal_cmdline={
+            "tcg": (*_X86_MINIMAL, "nokaslr", "mitigations=off", "no_timer_check"),
+            "kvm": _X86_MINIMAL,
+        },
     ),
 }
+
+KERNEL_SOURCE = "linux-source-6.1"
+"""The package that the minimal kernel is built from."""
+KERNEL_FILES = 2400
+"""About how many files of it are compiled; only people read this, to know how long it will take."""
 
 BASE_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "virtiofs")
 """Loaded at every start, with what they depend on."""

@@ -18,12 +18,9 @@ from casemate.vm.guest.elf import Elf
 from casemate.vm.guest.modules import ModuleTree
 from casemate.vm.guest.recipe import (
     AGENT_HOME,
-    BASE_MODULES,
     BUSYBOX,
-    DEVICE_MODULES,
     ENCODINGS_KEEP,
     EXTENSIONS_KEEP,
-    EXTRA_MODULES,
     PYTHON_DROP,
 )
 from casemate.vm.guest.tools import run
@@ -35,10 +32,14 @@ _FILES = {
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
     "etc/os-release": 'ID=casemate\nNAME="casemate guest"\n',
 }
-_INIT = """import sys
+# The minimal kernel starts it as a program; the options are one word, for a kernel hands on no more of this line.
+_INIT = """#!/usr/bin/python3 -ISu
+import sys
+from time import CLOCK_BOOTTIME, clock_gettime_ns
+began = clock_gettime_ns(CLOCK_BOOTTIME)
 sys.path.insert(0, {home!r})
 from casemate.agent.main import main
-sys.exit(main())
+sys.exit(main(began))
 """
 _UUID = "63617365-6d61-7465-0000-000000000001"
 
@@ -66,12 +67,13 @@ for name in names:
 """
 
 
-def stage(unpacked: Path, tree: ModuleTree, into: Path) -> None:
+def stage(unpacked: Path, tree: ModuleTree, wanted: Sequence[str], into: Path) -> None:
     """Make the part of the root that comes from packages.
 
     Arguments:
         unpacked: the tree that all packages were unpacked to.
         tree: the kernel's modules.
+        wanted: which of them to take, with those that these need.
         into: the new root; must not exist.
     """
     for directory in _DIRECTORIES:
@@ -95,7 +97,7 @@ def stage(unpacked: Path, tree: ModuleTree, into: Path) -> None:
     _compile(into, library, 2)
     modules = into / "usr/lib/modules" / tree.release
     modules.mkdir(parents=True)
-    names = tree.order(name for name in (*BASE_MODULES, *DEVICE_MODULES.values(), *EXTRA_MODULES) if tree.has(name))
+    names = tree.order(wanted)
     for name in names:
         (modules / f"{name}.ko").write_bytes(tree.read(name))
     for file, text in tree.tables(names).items():
@@ -124,6 +126,7 @@ def image(staged: Path, sources: Sequence[tuple[str, bytes]], work: Path, output
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     (home / "agent-init").write_text(_INIT.format(home=AGENT_HOME))
+    (home / "agent-init").chmod(0o755)
     _compile(root, home, 0)
     _check_imports(root, sources)
     _plain_modes(root)

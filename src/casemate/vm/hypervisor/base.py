@@ -260,11 +260,14 @@ class VmSpec:
     Arguments:
         name: shows in the process list; letters, digits, ``.``, ``_``, ``-``.
         kernel, initrd: files that the driver opens while privileged; they must be readable by everyone.
+            A kernel that finds its root by itself has no initial root: None.
         cmdline: the guest's kernel arguments, one per item, without white space. The driver puts those that its
             machine needs (console, restart) before them.
         memory_mib: guest memory.
         vcpus: virtual processors.
         shared_memory: guest memory is shareable with other processes (needed by :class:`SharedFs`).
+        mergeable: the host's kernel may merge equal pages of this machine and others (KSM). It does so with private
+            memory only; of a machine with ``shared_memory`` that leaves what the VMM has beside the guest's memory.
         accelerator: as chosen by :func:`casemate.vm.hypervisor.probe.choose`.
         devices: all devices present from the start; ids are unique.
         log: the file that gets the VMM's own messages (bounded), or None to keep only their end in memory.
@@ -275,7 +278,7 @@ class VmSpec:
 
     name: str
     kernel: Path
-    initrd: Path
+    initrd: Path | None
     cmdline: tuple[str, ...]
     memory_mib: int
     vcpus: int
@@ -286,6 +289,7 @@ class VmSpec:
     hotplug_slots: int = 0
     slotted: tuple[str, ...] = ()
     image: Image | None = None
+    mergeable: bool = True
 
     def __post_init__(self) -> None:
         if not _PORT.match(self.name):
@@ -331,6 +335,7 @@ class Confinement:
         max_files: limit of open descriptors, or this process's own hard limit where that is lower and cannot be raised.
         environment: the program's whole environment.
         oom_score_adj: how gladly the kernel kills it for want of memory (``proc_pid_oom_score_adj(5)``).
+        keep_files: fallocate(2) punches no holes into files for it, and says that it has.
     """
 
     uid: int
@@ -343,6 +348,7 @@ class Confinement:
     environment: tuple[tuple[str, str], ...] = ()
     groups: tuple[int, ...] = ()
     oom_score_adj: int = 0
+    keep_files: bool = False
 
 
 @dataclass(frozen=True, slots=True)

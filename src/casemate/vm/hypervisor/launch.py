@@ -24,6 +24,7 @@ import queue
 import resource
 import select
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,12 +32,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from casemate.config import machine
 from casemate.errors import HostError, HypervisorError
 from casemate.vm.hypervisor.base import Confinement
 
 # <linux/prctl.h>, <linux/sched.h>, <linux/capability.h>
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
+_PR_SET_SECCOMP = 22
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -62,6 +65,34 @@ _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _setns = _libc.setns
 _setns.argtypes = (ctypes.c_int, ctypes.c_int)
+# <linux/seccomp.h>, <linux/bpf_common.h>, <linux/audit.h>, <linux/falloc.h>
+_SECCOMP_MODE_FILTER = 2
+_SECCOMP_RET_ALLOW, _SECCOMP_RET_ERRNO = 0x7FFF0000, 0x00050000
+_LD_W_ABS, _JEQ_K, _RET_K = 0x20, 0x15, 0x06
+_AT_NR, _AT_ARCH, _AT_MODE = 0, 4, 24  # in struct seccomp_data; the last is the low half of the second argument
+_FALLOCATE = {"x86_64": (0xC000003E, 285), "aarch64": (0xC00000B7, 47)}
+"""The architecture in the kernel's word, and the number of fallocate(2)."""
+_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+
+
+def _no_holes() -> bytes:
+    """A filter of system calls: to punch a hole into a file succeeds and does nothing. All else is as it was.
+
+    Raises:
+        HypervisorError: the numbers of this architecture are not known.
+    """
+    known = _FALLOCATE.get(machine())
+    if known is None:
+        raise HypervisorError(f"no filter is known for the {machine()} architecture")
+    steps = (
+        (_LD_W_ABS, 0, 0, _AT_ARCH), (_JEQ_K, 0, 5, known[0]),
+        (_LD_W_ABS, 0, 0, _AT_NR), (_JEQ_K, 0, 3, known[1]),
+        (_LD_W_ABS, 0, 0, _AT_MODE), (_JEQ_K, 0, 1, _PUNCH_HOLE_KEEP_SIZE),
+        (_RET_K, 0, 0, _SECCOMP_RET_ERRNO), (_RET_K, 0, 0, _SECCOMP_RET_ALLOW),
+    )  # fmt: skip
+    return b"".join(struct.pack("=HBBI", *step) for step in steps)
+
+
 _capset = _libc.capset
 _capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 
@@ -212,6 +243,7 @@ class _Plan:
     oom_score_adj: bytes = b"0"
     cap_header: Any = None
     cap_data: Any = None
+    filter: Any = None
 
     def __post_init__(self) -> None:
         self.procs = tuple(os.fsencode(path) for path in self.jail.cgroup_procs)
@@ -219,12 +251,23 @@ class _Plan:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         self.files_most = self.jail.max_files if most == resource.RLIM_INFINITY else most
         self.environment = {os.fsencode(key): os.fsencode(value) for key, value in self.jail.environment}
+        if self.jail.keep_files:
+            self.filter = _Filter(_no_holes())
         last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
         self.drop = tuple(cap for cap in range(last + 1) if cap not in self.jail.capabilities)
         mask = sum(1 << cap for cap in self.jail.capabilities)
         low, high = mask & 0xFFFFFFFF, mask >> 32
         self.cap_header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
         self.cap_data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)  # effective, permitted, inheritable; twice
+
+
+class _Filter:
+    """``struct sock_fprog`` of a filter."""
+
+    def __init__(self, code: bytes) -> None:
+        self.code = ctypes.create_string_buffer(code, len(code))
+        self.program = (ctypes.c_uint64 * 2)(len(code) // 8, ctypes.addressof(self.code))
+        self.address = ctypes.addressof(self.program)
 
 
 class _Forker:
@@ -363,6 +406,9 @@ def _child(plan: _Plan, report: int) -> NoReturn:
         for number in _RESET_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if plan.filter is not None:
+            step = "filter of system calls"
+            _check(_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, plan.filter.address, 0, 0))
         step = "execute"
         os.execve(plan.argv[0], plan.argv, plan.environment)
     except OSError as error:

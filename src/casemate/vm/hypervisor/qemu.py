@@ -103,6 +103,10 @@ class QemuHypervisor(Hypervisor):
                 raise HypervisorError(f"no machine is known for the {machine()} architecture", "use an x86_64 host")
             if spec.accelerator is Accelerator.KVM:
                 jail = _with_kvm_group(jail)
+            if spec.image is not None and spec.image.state_fd is not None:
+                # Where a guest gives a page back, QEMU punches a hole into the file of its memory, also where it has
+                # that only mapped privately, and lets the mapping's page go only when that has worked.
+                jail = replace(jail, keep_files=True)
             program = self.program()
             devices: list[Device] = []
             for device in spec.devices:
@@ -111,10 +115,11 @@ class QemuHypervisor(Hypervisor):
                     owned.append(fd)
                     device = replace(device, source=fd)
                 devices.append(device)
-            kernel, initrd = _open_public(spec.kernel), -1
+            kernel, initrd = _open_public(spec.kernel), None
             owned.append(kernel)
-            initrd = _open_public(spec.initrd)
-            owned.append(initrd)
+            if spec.initrd is not None:
+                initrd = _open_public(spec.initrd)
+                owned.append(initrd)
             whole = replace(spec, devices=tuple(devices))
             return QemuVm(program, whole, arch, jail, kernel, initrd, owned, self._counter)
         except BaseException:
@@ -132,7 +137,7 @@ class QemuVm(Vm):
         arch: qemu_args.Arch,
         jail: Confinement,
         kernel_fd: int,
-        initrd_fd: int,
+        initrd_fd: int | None,
         owned: list[int],
         counter: Counter,
     ) -> None:

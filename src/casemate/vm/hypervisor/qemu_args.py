@@ -245,7 +245,7 @@ def command_line(
     arch: Arch,
     *,
     kernel_fd: int,
-    initrd_fd: int,
+    initrd_fd: int | None,
     qmp_fd: int,
     firmware: bool,
     counter_khz: int | None = None,
@@ -256,7 +256,7 @@ def command_line(
         program: QEMU's path.
         spec: the machine, its block devices with descriptors.
         arch: the entry of :data:`ARCHES`.
-        kernel_fd, initrd_fd: open files.
+        kernel_fd, initrd_fd: open files; the second None where there is no initial root.
         qmp_fd: the control socket.
         firmware: whether ``arch.firmware`` is there.
         counter_khz: the frequency of the host's time-stamp counter, None where it is not known.
@@ -275,7 +275,7 @@ def command_line(
             {
                 **switches,
                 "dump-guest-core": False,
-                "mem-merge": True,
+                "mem-merge": spec.mergeable,
                 **({} if spec.image is not None else {"memory-backend": "ram"}),
             },
         ),
@@ -289,7 +289,9 @@ def command_line(
     if firmware:
         argv += ["-bios", arch.firmware]
     # Through /proc because QEMU opens these two itself, as a user who need not be able to reach the files' directory.
-    argv += ["-kernel", f"/proc/self/fd/{kernel_fd}", "-initrd", f"/proc/self/fd/{initrd_fd}"]
+    argv += ["-kernel", f"/proc/self/fd/{kernel_fd}"]
+    if initrd_fd is not None:
+        argv += ["-initrd", f"/proc/self/fd/{initrd_fd}"]
     argv += ["-append", kernel_arguments(arch, spec, counter_khz)]
     argv += _chardev("qmp", qmp_fd) + ["-mon", "chardev=qmp,mode=control"]
     if any(isinstance(device, AgentPort) for device in spec.devices):
@@ -316,6 +318,8 @@ def _memory(spec: VmSpec) -> list[str]:
         backend = "memory-backend-memfd" if spec.shared_memory else "memory-backend-ram"
         memory: dict[str, Value] = {
             "id": "ram", "size": f"{spec.memory_mib}M", "share": spec.shared_memory, "prealloc": False,
+            # Linux takes MADV_MERGEABLE for a shared mapping and does nothing (vma_ksm_compatible in mm/ksm.c).
+            "merge": spec.mergeable and not spec.shared_memory,
         }  # fmt: skip
         return ["-object", option(backend, memory)]
     image = spec.image
@@ -331,6 +335,7 @@ def _memory(spec: VmSpec) -> list[str]:
     ):
         table: dict[str, Value] = {
             "id": name, "size": f"{size}M", "mem-path": f"/proc/self/fd/{fd}", "share": share, "prealloc": False,
+            "merge": spec.mergeable and not share,
         }  # fmt: skip
         argv += ["-object", option("memory-backend-file", table)]
         cpus: dict[str, Value] = {"cpus": f"0-{spec.vcpus - 1}"} if node == WINDOW_NODE - 1 else {}

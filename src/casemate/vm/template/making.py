@@ -46,8 +46,7 @@ def machine_spec(
             console,
             port,
             base.Rng(),
-            # QEMU 7.2 would punch holes into the file that all share where one guest gives a page back.
-            base.Balloon(free_page_reporting=False),
+            base.Balloon(),
         ),
         log=log,
         hotplug_slots=base.MAX_SLOTS,

@@ -167,6 +167,15 @@ def test_memory() -> None:
     )
 
 
+@pytest.mark.parametrize(("shared", "mergeable", "guest"), [
+    (False, True, "on"), (True, True, "off"), (False, False, "off"), (True, False, "off"),
+])  # fmt: skip
+def test_private_memory_alone_is_offered_for_merging(shared: bool, mergeable: bool, guest: str) -> None:
+    argv = line(spec(shared_memory=shared, mergeable=mergeable))
+    assert f"merge={guest}" in options(argv, "-object")[0].split(",")
+    assert f"mem-merge={'on' if mergeable else 'off'}" in options(argv, "-machine")[0].split(",")
+
+
 def test_without_the_fast_firmware() -> None:
     assert "-bios" not in line(spec(), firmware=False)
 
