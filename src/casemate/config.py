@@ -52,7 +52,7 @@ class Config:
     """How many machines may boot at the same time, others wait for their turn; 0 means one for each processor."""
     guest: str = ""
     """Digest of the guest bundle to use; empty means the newest built."""
-    template: str = "auto"
+    template: str = "off"
     """``auto``: machines are made from a template, which is made first where there is none; ``off``: each boots."""
     boot_timeout: int = 120
     """How long the agent may take to answer after the machine starts."""

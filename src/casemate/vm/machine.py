@@ -313,6 +313,14 @@ class Machine:
         self._facts["template"] = ids.short(ready.key) if ready else "none for this memory and these processors"
         return ready
 
+    def most_mib(self) -> int:
+        """How much of the host's memory the guest's can take, in MiB.
+
+        Where the template's file has a hole, a page that a guest writes to is there twice: the kernel fills the hole
+        before it copies it.
+        """
+        return self.memory_mib * (2 if self._template is not None else 1)
+
     def _boot_after_all(self, error: Exception) -> None:
         self._facts["template"] = f"not used: {line(str(error), 200)}"
         self._progress(f"booting, because the template cannot be used: {error}")
