@@ -321,7 +321,7 @@ def _volumes(spec: dict[str, Any], planned: Any) -> tuple[standin.Volume, ...]:
             made.append(
                 standin.Volume(
                     volume.destination, volume.source, recursive=volume.recursive, read_only=volume.read_only,
-                    follows=volume.follows, passed=f"{place}/{number}" in shown,
+                    follows=volume.follows, passed=f"{place}/{number}" in shown, deep=volume.deep,
                 )
             )  # fmt: skip
         else:
