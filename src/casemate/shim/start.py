@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -74,17 +75,23 @@ def bind(path: str) -> socket.socket | None:
         OSError: it cannot be made.
     """
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    for attempt in (1, 2):
-        try:
-            return ttrpc.listen(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or attempt == 2:
-                raise
-        if ttrpc.answers(path):
-            return None
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # of a shim that died
-    return None
+    # One at a time: between its name and its first listening a socket seems to be a dead shim's, which is removed.
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        for attempt in (1, 2):
+            try:
+                return ttrpc.listen(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or attempt == 2:
+                    raise
+            if ttrpc.answers(path):
+                return None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # of a shim that died
+        return None
+    finally:
+        os.close(directory)
 
 
 def answer(address: str, environ: dict[str, str]) -> str:

@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,28 @@ def test_the_socket_of_a_dead_shim_is_taken_over(shims: Shims) -> None:
     _until(lambda: not ttrpc.answers(address.removeprefix("unix://")))
     assert shims.start(bundle) == address
     assert len(shims.pids) == 2
+
+
+def test_of_many_starts_at_once_one_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that has its name and does not listen yet is not taken for a dead shim's."""
+    sockets = Path(tempfile.mkdtemp(prefix="cm"))
+    path = str(sockets / "s")
+    ttrpc.listen(path).close()  # a dead shim's
+    listen = socket.socket.listen
+
+    def slow(sock: socket.socket, backlog: int) -> None:
+        time.sleep(0.05)
+        listen(sock, backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", slow)
+    try:
+        with ThreadPoolExecutor(8) as many:
+            made = [one for one in many.map(lambda _: start.bind(path), range(8)) if one is not None]
+        assert len(made) == 1
+        assert ttrpc.answers(path)
+        made[0].close()
+    finally:
+        shutil.rmtree(sockets)
 
 
 def test_descriptors_of_whoever_started_containerd_are_not_kept(shims: Shims) -> None:
