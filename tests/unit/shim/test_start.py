@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -219,6 +220,26 @@ def test_delete_removes_what_a_dead_shim_left(shims: Shims) -> None:
     again = shims.run(bundle, "-namespace", "tests", "-id", "box", "delete")
     assert (again.returncode, again.stderr) == (0, b"")
     assert (shims.tmp / "runtime" / "tests" / "calls").read_text() == calls  # nothing was left to be asked for
+
+
+@pytest.mark.parametrize("left", [".new-1-1-0badcafe", "f" * 64])
+def test_delete_has_taken_away_what_is_left_of_a_create_without_a_record(shims: Shims, left: str) -> None:
+    """The runtime was killed when it had a sandbox and no container yet. A sandbox that lives is no such thing."""
+    bundle = shims.bundle("box")
+    value = {"binary_name": str(FAKE), "root": str(shims.tmp / "runtime")}
+    (bundle / options.FILE).write_text(json.dumps(value))
+    pods = shims.tmp / "runtime" / "tests" / ".pods"
+    words = ("-namespace", "tests", "-id", "box", "-bundle", str(bundle), "delete")
+    calls = shims.tmp / "runtime" / "tests" / "calls"
+    (pods / ("a" * 64)).mkdir(parents=True)
+    with open(pods / ("a" * 64) / "lock", "w") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        assert shims.run(bundle, *words).returncode == 0
+        assert not calls.exists()
+        (pods / left).mkdir()
+        (pods / left / "lock").touch()
+        assert shims.run(bundle, *words).returncode == 0
+        assert json.loads(calls.read_text().splitlines()[0])[:3] == ["delete", "--force", "box"]
 
 
 def test_delete_does_not_depend_on_a_bundle(shims: Shims) -> None:
