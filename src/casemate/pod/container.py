@@ -85,7 +85,11 @@ class StandIn:
             if self._passing:
                 return
             self._passing = True
-        threading.Thread(target=self._pass_on, name="words", daemon=True).start()
+        try:
+            threading.Thread(target=self._pass_on, name="words", daemon=True).start()
+        except RuntimeError:  # there can be no more threads; the next word tries anew
+            with self._lock:
+                self._passing = False
 
     def _pass_on(self) -> None:
         while True:

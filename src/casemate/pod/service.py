@@ -495,10 +495,14 @@ class PodKeeper:
         return {**about, "pod": self.pod.id, "keeper": self._me[0], "containers": containers}
 
     def _unheard(self, op: str, request: dict[str, Any]) -> None:
-        """Nobody could be told that something is done."""
-        if op == "create":  # nobody knows that it is there
-            with contextlib.suppress(NoSuchContainer):
+        """Nobody could be told that something is done, so nobody knows that it is there."""
+        with contextlib.suppress(CasemateError):
+            if op == "create":
                 self.kill(self.get(str(request["id"])))
+            elif op == "exec":
+                container = self.get(str(request["id"]))
+                task = container.task(str(request["exec"]))
+                self.machine().signal(container.name, task.key, signal.SIGKILL)
 
     # ---- ends
 
@@ -534,7 +538,8 @@ class PodKeeper:
             finally:
                 container.oom_told.set()
 
-        threading.Thread(target=strike, name="oom", daemon=True).start()
+        if not _beside(strike, "oom"):
+            container.oom_told.set()
 
     def _exec_ended(self, container: Container, task: Task, end: ProcessExit) -> None:
         self._set_end(task, end)
@@ -585,8 +590,7 @@ class PodKeeper:
             return
         # In a pid namespace that others share, they have outlived it. The guest need not answer.
         kill = [lambda: self.machine().signal(container.name, None, signal.SIGKILL, everyone=True)]
-        threading.Thread(target=reap.attempt, args=(kill,), name="kill", daemon=True).start()
-        if _all_done(container.execs(), KILL_SECONDS):
+        if _beside(lambda: reap.attempt(kill), "kill") and _all_done(container.execs(), KILL_SECONDS):
             return
         left = container.execs()
         for task in left:
@@ -613,6 +617,16 @@ class PodKeeper:
             self.home.bound(self.living())
         except (CasemateError, OSError) as error:
             log_line(str(error))
+
+
+def _beside(work: Callable[[], object], name: str) -> bool:
+    """Do something on a thread of its own; False when there can be no more threads, which no end may depend on."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError as error:
+        log_line(f"{name}: {error}")
+        return False
+    return True
 
 
 def _all_done(tasks: Iterable[Task], seconds: float) -> bool:
