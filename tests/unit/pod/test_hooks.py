@@ -170,11 +170,12 @@ def test_a_hook_ends_with_whoever_waits_for_it(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "posix_spawn", watched)
     thread = threading.Thread(target=told)
     before = signal.signal(signal.SIGTERM, interrupt)
+    script = "exec sleep 1000" if at_once else f"echo >{runs}; exec sleep 1000"
     try:
         if not at_once:
             thread.start()
         with pytest.raises(Interrupted):
-            hooks.run(spec(shell("exec sleep 1000" if at_once else f"echo >{runs}; exec sleep 1000")), "prestart", STATE)
+            hooks.run(spec(shell(script)), "prestart", STATE)
     finally:
         if not at_once:
             thread.join()
