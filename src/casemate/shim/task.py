@@ -10,7 +10,6 @@ import os
 
 from casemate.shim import messages, options, status
 from casemate.shim.container import Container
-from casemate.shim.loop import Future
 from casemate.shim.messages import EMPTY, any_of
 from casemate.shim.shim import Shim
 from casemate.shim.ttrpc import Call
@@ -207,13 +206,7 @@ class Task:
 
     def wait(self, call: Call, request: Message) -> None:
         """Answer when a process has ended."""
-        process = self._shim.container(request["id"]).process(request["exec_id"])
-
-        def tell(_: Future) -> None:
-            call.reply(process.exited())
-
-        call.on_over = lambda: process.ended.forget(tell)
-        process.ended.then(tell)
+        self._shim.container(request["id"]).process(request["exec_id"]).answer(call)
 
     def stats(self, call: Call, request: Message) -> Steps[Message]:
         """Tell what a container uses."""

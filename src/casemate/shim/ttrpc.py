@@ -34,6 +34,7 @@ REMOTE_CLOSED, REMOTE_OPEN, NO_DATA = 1, 2, 4
 MAX_LENGTH = 4 << 20
 MAX_IN_FLIGHT = 4096
 """Most requests of one connection that wait for an answer. Waiting for a process costs one for as long as it runs."""
+WAITS = ("Wait", "WaitSandbox")
 MAX_WAITS = MAX_IN_FLIGHT * 3 // 4
 """With more under way nobody can begin to wait for a process: a client that gives up waiting does not tell, and must
 not be kept from everything else by that."""
@@ -307,7 +308,7 @@ class Served:
                 stream, status.INVALID_ARGUMENT, "StreamID must be odd for client initiated streams"
             )
             return
-        most = MAX_WAITS if request["method"] == "Wait" else MAX_IN_FLIGHT
+        most = MAX_WAITS if request["method"] in WAITS else MAX_IN_FLIGHT
         if len(self._calls) >= most:
             self._refuse(stream, status.RESOURCE_EXHAUSTED, f"more than {most} requests in flight")
             return
