@@ -281,11 +281,12 @@ class _Maker:
             self._standin.close()
         if self._console is not None:
             self._console.close()
+        ours = True
         try:
-            store.remove(self._id, force=True)
+            ours = store.remove(self._id, force=True)
         except CasemateError as error:
             self._context.log.warning(f"cannot undo all of it: {error}")
-        if self._reached:
+        if self._reached and ours:
             state = hooks.state(self._spec, self._id, "stopped", 0, record.bundle)
             for problem in hooks.run_all(self._spec, "poststop", state):
                 self._context.log.warning(problem)

@@ -38,6 +38,7 @@ class Store:
         self.records: dict[str, Record] = {}
         self.specs: dict[str, dict[str, Any]] = {}
         self.removed: list[tuple[str, bool]] = []
+        self.first = True
 
     def add(self, id: str, status: str, **rest: Any) -> Record:
         record = Record(
@@ -62,10 +63,11 @@ class Store:
     def list(self) -> list[Record]:
         return list(self.records.values())
 
-    def remove(self, id: str, *, force: bool = False) -> None:
+    def remove(self, id: str, *, force: bool = False) -> bool:
         self.get(id)
         self.removed.append((id, force))
         del self.records[id]
+        return self.first
 
 
 class Client:
@@ -301,6 +303,14 @@ def test_delete(run: Run, store: Store, tmp_path: Path) -> None:
     assert (result.status, store.removed, len(result.warnings)) == (0, [("a", False)], 1)
     state = json.loads((tmp_path / "state").read_text())
     assert (state["status"], state["bundle"], "pid" in state) == ("stopped", "/b", False)
+
+
+def test_of_two_that_delete_at_once_one_runs_the_hooks(run: Run, store: Store, tmp_path: Path) -> None:
+    store.add("a", "stopped")
+    store.specs["a"] = {**SPEC, "hooks": {"poststop": [{"path": "/bin/touch", "args": ["touch", f"{tmp_path}/ran"]}]}}
+    store.first = False
+    assert run("delete", "--force", "a").status == 0
+    assert not (tmp_path / "ran").exists()
 
 
 def test_deleting_what_is_not_there(run: Run) -> None:
