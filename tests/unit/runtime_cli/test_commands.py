@@ -18,6 +18,7 @@ from casemate.errors import AgentError, CasemateError, NoSuchContainer, NotRunni
 from casemate.pod import client as client_module
 from casemate.pod.model import Record
 from casemate.runtime_cli import main as program
+from casemate.runtime_cli import making
 from casemate.runtime_cli.main import COMMANDS, main
 
 SPEC: dict[str, Any] = {
@@ -311,6 +312,19 @@ def test_of_two_that_delete_at_once_one_runs_the_hooks(run: Run, store: Store, t
     store.first = False
     assert run("delete", "--force", "a").status == 0
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_that_does_not_start_is_deleted_with_its_hooks(
+    run: Run, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add("a", "created")
+    hook = {"path": "/bin/touch", "args": ["touch", f"{tmp_path}/ran"]}
+    spec = store.specs["a"] = {**SPEC, "hooks": {"poststop": [hook]}}
+    client: Any = Client(store, "p")
+    monkeypatch.setattr(making, "make", lambda *_, **__: making.Made("a", 1, client, spec, None))
+    Client.trouble = AgentError("not today")
+    assert run("run", "--detach", "a").errors == ["casemate-runtime run failed: not today"]
+    assert store.removed == [("a", True)] and (tmp_path / "ran").exists()
 
 
 def test_deleting_what_is_not_there(run: Run) -> None:
