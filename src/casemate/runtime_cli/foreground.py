@@ -147,6 +147,10 @@ class Foreground:
         while data:
             try:
                 data = data[os.write(1, data) :]
+            except BlockingIOError:  # whoever shares our standard output has made it one that does not wait
+                poll = select.poll()
+                poll.register(1, select.POLLOUT)
+                poll.poll()
             except OSError:
                 return True  # who read us is gone, which is no reason to stop the process
         return True
