@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SOCKET_DIRECTORY = "/run/containerd/s"
 """Where containerd's shims have their sockets. It does not look there: the address is told."""
+LOCK = ".casemate.lock"
 SOCKETS_VARIABLE = "CASEMATE_SHIM_SOCKETS"
 """Names another directory for them in the environment."""
 GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
@@ -76,9 +77,10 @@ def bind(path: str) -> socket.socket | None:
     """
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     # One at a time: between its name and its first listening a socket seems to be a dead shim's, which is removed.
-    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # The lock is a file that nobody else can open, as a directory could be, and so could be kept locked.
+    lock = os.open(os.path.join(os.path.dirname(path), LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         for attempt in (1, 2):
             try:
                 return ttrpc.listen(path)
@@ -91,7 +93,7 @@ def bind(path: str) -> socket.socket | None:
                 os.unlink(path)  # of a shim that died
         return None
     finally:
-        os.close(directory)
+        os.close(lock)
 
 
 def answer(address: str, environ: dict[str, str]) -> str:
