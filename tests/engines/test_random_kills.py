@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -25,10 +28,11 @@ WHERE = (
 )
 NEW = (
     r"run/(containerd|docker)|.*\.(log|lock|pid)|run/casemate/(runtime(/\.pods)?|uids(/owners)?|boots(/.*)?|probe-.*)"
-    r"|docker-exec/netns/\w+|docker-exec/libnetwork/\w+\.sock"
+    r"|docker-exec/netns/\w+|docker-exec/libnetwork/\w+\.sock|run/containerd/fifo(/.*)?"
 )
 """What the first container leaves for the next ones, or comes and goes with daemons. dockerd unmounts a namespace at
-once, and takes away the empty file that it was mounted on after a minute; each one has a socket of its own."""
+once, and takes away the empty file that it was mounted on after a minute; each one has a socket of its own. The FIFOs
+are ctr's, which makes and removes them."""
 
 
 class Engine(Arena):
@@ -92,6 +96,17 @@ class Engine(Arena):
         """Start again what has ended."""
         for service in self.services:
             service.revive()
+
+    def clear(self, left: set[str]) -> None:
+        """End processes that have stayed: containerd clears up after shims that it does not find when it starts."""
+        daemons = {one for service in self.services for one in self.daemon(service.name)}
+        for one in self.scene():
+            if one.pid not in daemons and f"process {one.words}" in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one.pid, signal.SIGKILL)
+        for service in reversed(self.services):
+            service.end()
+        self.recover()
 
     def snapshot(self) -> set[str]:
         """Processes, mounts, links, control groups, sockets, records, leases, and what daemons have of containers."""
