@@ -26,7 +26,7 @@ from casemate.keeper.process import Process
 from casemate.pod import reap
 from casemate.pod.cgroup import GUEST_OVERHEAD_MIB
 from casemate.pod.client import STDIO_NAMES
-from casemate.pod.container import Container, StandIn, Task, make_raw, nameservers, size_of
+from casemate.pod.container import Container, StandIn, Task, nameservers, size_of
 from casemate.pod.home import Home, oom_score
 from casemate.pod.model import PodRecord
 from casemate.pod.network import log_line
@@ -378,8 +378,13 @@ class PodKeeper:
         """Carry the streams of a process that was made."""
         stdio: dict[str, int] = {name: fds.pop(name) for name in STDIO_NAMES if name in fds}
         if terminal:
+            import termios
+
+            from casemate.host.terminals import make_raw
+
             for descriptor in stdio.values():
-                make_raw(descriptor)
+                with contextlib.suppress(termios.error):  # it may have gone by now
+                    make_raw(descriptor)
 
         def ended(end: ProcessExit) -> None:
             (self._init_ended if task.exec_id is None else self._exec_ended)(container, task, end)
