@@ -282,7 +282,7 @@ class Container:
                 self._exec(process, spec, params, streams, name, size, terminal)
             except BaseException:
                 with self._lock:
-                    del self._execs[exec_id]
+                    self._execs.pop(exec_id, None)
                 process.done.set()
                 raise
         finally:
