@@ -17,6 +17,7 @@ from casemate.agent import cgroup, command, devices, machine
 from casemate.agent.cgroup import Cgroup
 from casemate.agent.pumps import Output
 from casemate.agent.system import get_id, open_in_root, open_regular, read_text, write_text
+from casemate.agent.terminal import ConsoleSocket
 from casemate.protocol import threads
 from casemate.protocol.wire import RequestFailed, StreamClosed
 
@@ -104,6 +105,12 @@ def test_a_flood_of_news_does_not_make_waiting_endless(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(devices, "socket", Flood)
     assert devices.wait_for(lambda: None, 0.05) is None
+
+
+def test_a_socket_for_terminals_may_go_with_its_container(tmp_path: Path) -> None:
+    console = ConsoleSocket(f"{tmp_path}/s")
+    os.unlink(console.path)
+    console.close()
 
 
 def test_whoever_keeps_a_pipe_full_holds_up_no_exit() -> None:
