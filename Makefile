@@ -1,7 +1,10 @@
 # `make` or `make help` lists what there is to do. ARGS is handed on: make test ARGS="-k network -x"
+# KERNEL=minimal has the guest run on a kernel that is built for it (ten minutes, once) instead of Debian's.
 SHELL := /bin/bash
 ARGS ?=
+KERNEL ?= debian
 export CASEMATE_CACHE := $(CURDIR)/.cache
+export CASEMATE_KERNEL := $(KERNEL)
 
 .PHONY: help setup run test soak lint bench clean
 

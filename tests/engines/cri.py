@@ -173,7 +173,7 @@ class Cri:
         """Whether the runtime is casemate."""
         return self.handler != "runc"
 
-    def call(self, method: str, patience: float = 120, **request: Any) -> dict[str, Any]:
+    def call(self, method: str, patience: float = 240, **request: Any) -> dict[str, Any]:
         """Call a method of the runtime service; fields left out have their defaults."""
         question, answer = _METHODS[method]
         function = self.channel.unary_unary(
@@ -194,7 +194,7 @@ class Cri:
     def pod_config(self, name: str, **more: Any) -> dict[str, Any]:
         """A pod's configuration as the kubelet gives one."""
         self.count += 1
-        directory = self.logs / f"{name}-{self.count}"
+        directory = self.logs / f"{self.handler}-{name}-{self.count}"
         directory.mkdir(parents=True)
         return {
             "metadata": {"name": name, "uid": f"uid-{name}-{self.count}", "namespace": "default"},

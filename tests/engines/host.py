@@ -1,9 +1,9 @@
 """A host of its own for container engines: nothing that they do there is to be seen on the machine.
 
-It has its own namespaces (network, mounts, processes, control groups, names), layers over ``/etc``, ``/opt`` and
-``/var/lib``, and an empty ``/run``. When this process ends, however it does, all of that ends; what stays then are
-empty control groups. Directories of the engines are below ``base``, which is the same inside and outside, so that
-their sockets can be used from outside too.
+It has its own namespaces (network, mounts, processes, control groups, names), layers over ``/etc``, ``/opt``,
+``/usr/local`` and ``/var/lib``, and an empty ``/run``. When this process ends, however it does, all of that ends;
+what stays then are empty control groups. Directories of the engines are below ``base``, which is the same inside and
+outside, so that their sockets can be used from outside too.
 """
 
 from __future__ import annotations
@@ -189,6 +189,10 @@ class Service:
         children = _children(self.process.pid)
         assert len(children) == 1, children
         return children[0]
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.poll() is None and bool(_children(self.process.pid))
 
     def send(self, number: int) -> None:
         """Send the daemon a signal."""

@@ -14,14 +14,13 @@ mount --make-rshared /
 mount -t proc -o nosuid,nodev,noexec proc /proc
 
 # What engines write outside their own directories goes to a layer of ours.
-for directory in etc opt var/lib; do
+for directory in etc opt usr/local var/lib; do
     layer=$base/layers/${directory/\//-}
     mkdir -p "$layer/upper" "$layer/work"
 done
-mkdir -p "$base/root/guest" "$base/root/templates" "${guest%/*}/templates"
+mkdir -p "$base/root/guest"
 mount --rbind "$guest" "$base/root/guest"
-mount --rbind "${guest%/*}/templates" "$base/root/templates"
-for directory in etc opt var/lib; do
+for directory in etc opt usr/local var/lib; do
     layer=$base/layers/${directory/\//-}
     mount -t overlay -o "lowerdir=/$directory,upperdir=$layer/upper,workdir=$layer/work" overlay "/$directory"
 done

@@ -47,6 +47,7 @@ def box(cli: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Share
         "--ulimit", "nofile=123:456", "--ulimit", "core=0", "--ulimit", "nproc=8192:8192",
         "--sysctl", "net.ipv4.ip_unprivileged_port_start=90",
         "--read-only", "--tmpfs", "/scratch:size=2m,mode=1777", "--shm-size", "10m",
+        "--cpus", "0.75", "--blkio-weight", "300",
         "--cpuset-cpus", "0", "--pids-limit", "40", "--memory", "300m", "--oom-score-adj", "500",
         "-v", "kept:/kept", "-v", f"{directory}:/bound", "-v", f"{directory}/single:/single:ro",
         "--label", "colour=blue",
@@ -151,6 +152,28 @@ def test_task_limit(box: Shared) -> None:
 @pytest.mark.feature("--cpuset-cpus")
 def test_processors(box: Shared) -> None:
     assert box.sh("grep Cpus_allowed_list /proc/self/status").split() == ["Cpus_allowed_list:", "0"]
+
+
+@pytest.mark.feature("--cpus")
+def test_processor_time(box: Shared) -> None:
+    new, old = "cpu.max", "cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us"
+    assert box.sh(f"cd /sys/fs/cgroup; cat {new} 2>/dev/null || cat {old}").split() == ["75000", "100000"]
+
+
+@pytest.mark.feature("--blkio-weight")
+def test_weight_of_disks(box: Shared) -> None:
+    """Docker 20 leaves it out where version 1 of control groups has the file of a newer scheduler only."""
+    if box.cli.engine == "docker":
+        told = box.cli.inspect("inside")["HostConfig"]["BlkioWeight"]
+        assert told in (0, 300)
+        if not told:
+            return
+    pid = box.cli.state("inside")["Pid"]
+    groups = dict(line.split(":", 2)[1:] for line in box.cli.host.out("cat", f"/proc/{pid}/cgroup").splitlines())
+    top = Path("/sys/fs/cgroup/blkio") if "blkio" in groups else Path("/sys/fs/cgroup")
+    group = f"{top}{groups.get('blkio', groups.get(''))}"
+    shown = box.cli.host.out("sh", "-c", f"cat {group}/blkio.bfq.weight {group}/io.bfq.weight 2>/dev/null || true")
+    assert shown.split()[-1:] == ["300"]
 
 
 @pytest.mark.feature("--memory")

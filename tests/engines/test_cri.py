@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import struct
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
 import pytest
@@ -147,6 +149,25 @@ def test_attach(cri: Cri, pod: Pod) -> None:
     cri.call("RemoveContainer", container_id=id)
 
 
+@pytest.mark.feature("Attach")
+def test_attach_to_a_terminal(cri: Cri, pod: Pod) -> None:
+    id = pod.start("shell", "sh", stdin=True, tty=True)
+    with cri.stream("Attach", container_id=id, stdin=True, stdout=True, tty=True) as stream:
+        stream.send(4, b'{"Width": 98, "Height": 32}')
+        stream.send(0, b"tty; until stty size 2>/dev/null | grep 98; do sleep 0.1; done\n")
+        stream.until(b"/dev/pts/0\r\n")
+        stream.until(b"32 98\r\n")
+        stream.send(0, b"A=kept\n")
+    with cri.stream("Attach", container_id=id, stdin=True, stdout=True, tty=True) as stream:
+        stream.send(0, b'echo "$A-$((40 + 2))"\n')
+        stream.until(b"kept-42\r\n")
+        stream.send(0, b"exit 4\n")
+        stream.rest()
+    eventually(lambda: cri.status(id)["state"] == EXITED, "it has ended")
+    assert cri.status(id)["exit_code"] == 4
+    cri.call("RemoveContainer", container_id=id)
+
+
 @pytest.mark.feature("logs")
 def test_log(cri: Cri, pod: Pod, main: str) -> None:
     eventually(lambda: set(pod.log("main")) == {("stdout", "ready"), ("stderr", "problems")}, "both lines are there")
@@ -201,6 +222,9 @@ def test_container_restart(cri: Cri, pod: Pod, main: str) -> None:
     status = cri.status(second)
     assert (status["state"], status["exit_code"], status["reason"]) == (EXITED, 0, "Completed")
     cri.call("RemoveContainer", container_id=second)
+    third = pod.start("worker", "sh", "-c", WAIT, attempt=2)
+    cri.call("RemoveContainer", container_id=third)  # one that runs is killed for it
+    assert third not in [one["id"] for one in cri.call("ListContainers")["containers"]]
     assert cri.status(main)["state"] == RUNNING
 
 
@@ -254,11 +278,15 @@ def test_host_network(cri: Cri) -> None:
 
 
 @pytest.mark.feature("pods")
-def test_stop_and_remove(cri: Cri) -> None:
+def test_stop_and_remove(cri: Cri, pod: Pod, web: str, tmp_path: Path) -> None:
     config = cri.pod_config("gone")
     id = cri.call("RunPodSandbox", config=config, runtime_handler=cri.handler)["pod_sandbox_id"]
-    pod = Pod(cri, id, config)
-    container = pod.start("one", "sh", "-c", WAIT)
+    other = Pod(cri, id, config)
+    # What the kubelet makes of names that a pod is told.
+    (tmp_path / "hosts").write_text("".join(f"{address} web.pods.test\n" for address in pod.addresses))
+    mounts = [{"container_path": "/etc/hosts", "host_path": str(tmp_path / "hosts"), "readonly": True}]
+    container = other.start("one", "sh", "-c", WAIT, mounts=mounts)
+    assert cri.sh(container, "wget -q -O - http://web.pods.test/") == "shared"
     cri.call("StopPodSandbox", pod_sandbox_id=id)
     assert cri.status(container)["state"] == EXITED
     assert cri.call("PodSandboxStatus", pod_sandbox_id=id)["status"]["state"] == 1
@@ -266,3 +294,22 @@ def test_stop_and_remove(cri: Cri) -> None:
     cri.call("RemovePodSandbox", pod_sandbox_id=id)
     cri.call("RemovePodSandbox", pod_sandbox_id=id)
     assert container not in [one["id"] for one in cri.call("ListContainers")["containers"]]
+
+
+@pytest.mark.feature("many pods at once")
+def test_ten_in_parallel(cri: Cri) -> None:
+    said: dict[int, list[tuple[str, str]]] = {}
+
+    def one(number: int) -> None:
+        with cri.pod(f"many{number}") as pod:
+            id = pod.start("one", "sh", "-c", f"hostname; exit {number}")
+            eventually(lambda: cri.status(id)["state"] == EXITED, "it has ended")
+            assert cri.status(id)["exit_code"] == number
+            said[number] = pod.log("one")
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == {number: [("stdout", f"many{number}")] for number in range(10)}

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from casemate.errors import UsageError
 from casemate.host import mounts, namespaces, syscalls
+from casemate.keeper import rootfs
 from casemate.vm import share, trees
 from tests.vm.host_tools import in_child, needs_root
 
@@ -61,6 +64,27 @@ def test_trees_of_a_pod(tmp_path: Path) -> None:
 
     in_child(body)
     assert os.listdir(run) == []
+
+
+def test_nobody_who_works_in_a_container_runs_its_modules(tmp_path: Path) -> None:
+    layer = tmp_path / "layer"
+    for place in sys.path:
+        if place:
+            directory = layer / place.lstrip("/")
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "of_the_container.py").write_text("raise SystemExit('code of the container is run')\n")
+
+    def body() -> None:
+        for name in ("upper", "work"):
+            (tmp_path / name).mkdir()
+        container: Any = SimpleNamespace(path=tmp_path, spec=SimpleNamespace(layers=[str(layer)], oci={}))
+        rootfs._enter(container, None)
+        assert any(os.path.exists(f"{place}/of_the_container.py") for place in paths)
+        with pytest.raises(ImportError):
+            import_module("of_the_container")
+
+    paths = [place for place in sys.path if place]
+    in_child(body)
 
 
 def test_trees_of_one_container(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from casemate.ksm import settings
 from casemate.ksm.kick import kick
 from casemate.ksm.settings import Settings
 from casemate.vm import guest
-from casemate.vm.hypervisor.base import Accelerator, Confinement, SerialConsole, VmSpec
+from casemate.vm.hypervisor.base import Accelerator, Confinement, SerialConsole, Vm, VmSpec
 from casemate.vm.hypervisor.qemu import QemuHypervisor
 from tests.vm.oci import Runtime
 from tests.vm.support import CONSOLE_SCRIPT, Casemate, Environment, environment
@@ -37,6 +37,8 @@ pytestmark = [
 ]
 QUICK = "ksm_aggressive_seconds = 1\nksm_standard_seconds = 0\nksm_slow_seconds = 0\n"
 PAGES = 4096
+MEMORY = 160
+"""MiB of a guest."""
 HOLDER = """
 import mmap, random, sys
 area = mmap.mmap(-1, {pages} * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -282,17 +284,37 @@ def test_equal_private_memory_is_merged(throttler: Callable[..., Throttler]) -> 
 @pytest.mark.parametrize(("shared", "mergeable"), [(False, True), (True, True), (False, False)])
 def test_what_the_kernel_takes_of_a_guests_memory(shared: bool, mergeable: bool) -> None:
     """Private memory that is offered, and no other; whether that is merged is up to the pages in it."""
+    with machine(shared, mergeable) as vm:
+        assert ("mg" in flags(vm.pid, MEMORY << 10)) is (mergeable and not shared)
+
+
+def test_guests_with_private_memory_are_merged_and_others_are_not(throttler: Callable[..., Throttler]) -> None:
+    if not Path("/proc/self/ksm_merging_pages").exists():
+        pytest.skip("this kernel (before 5.19) does not tell what it has merged of a process")
+    with machine(False, True) as one, machine(False, True) as two, machine(True, True) as shared:
+        daemon = throttler()
+        daemon.says("aggressive")
+        # Pages of the kernel that both have; far more come as they boot on.
+        until(lambda: min(merged(one.pid), merged(two.pid)) > 2000, "merged pages of guests")
+        assert merged(shared.pid) < 500, "only what its VMM has beside the guest's memory"
+        assert daemon.end() == 0
+
+
+@contextlib.contextmanager
+def machine(shared: bool, mergeable: bool) -> Iterator[Vm]:
+    """A guest that boots; nobody looks at it."""
     bundle = guest.find(Config().root)
+    # No end is closed or read: what the guest prints fits into the socket, and else it would only wait.
     ours, theirs = socket.socketpair()
     spec = VmSpec(
-        name="casemate-test", kernel=bundle.kernel, initrd=bundle.initrd, cmdline=("quiet",), memory_mib=160, vcpus=1,
-        shared_memory=shared, accelerator=Accelerator.TCG, devices=(SerialConsole(theirs.detach()),),
+        name="casemate-test", kernel=bundle.kernel, initrd=bundle.initrd, cmdline=("quiet",), memory_mib=MEMORY,
+        vcpus=1, shared_memory=shared, accelerator=Accelerator.TCG, devices=(SerialConsole(theirs.detach()),),
         mergeable=mergeable,
     )  # fmt: skip
     vm = QemuHypervisor(Config()).create(spec, Confinement(uid=65534, gid=65534))
     try:
         vm.start()
-        assert ("mg" in flags(vm.pid, 160 << 10)) is (mergeable and not shared)
+        yield vm
     finally:
         vm.kill()
         assert vm.wait(20) is not None

@@ -86,7 +86,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             if (tree.mount / file).exists() and not tree.unified:
                 (tree.mount / name / file).write_text((tree.mount / file).read_text())
     python = Path(os.path.realpath(sys.executable)).parent.parent
-    shown = [str(path) for path in (CHECKOUT, python) if not str(path).startswith("/usr")]
+    guest = Path(os.environ.get("CASEMATE_ROOT") or "/var/lib/casemate") / "guest"
+    wanted = (CHECKOUT, python, *([guest] if guest.exists() else []))
+    shown = [str(path) for path in wanted if not str(path).startswith("/usr")]
     joined = "".join(f"echo 0 >{tree.mount}/{name}/cgroup.procs; " for tree in trees)
     outside = subprocess.Popen(
         ["bash", "-c", f'{joined} exec unshare --mount --net --pid --cgroup --uts --ipc --fork --kill-child "$@"', "-",

@@ -1,116 +1,118 @@
-"""kill -9 of anybody at any moment: the engine can remove the container, and nothing is left on the host."""
+"""kill -9 of anybody at any moment of the OCI command line: what there is can be removed, and nothing is left."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import random
-import signal
 import subprocess
-import time
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.vm.oci import Runtime, left, until
+from tests import kills
+from tests.kills import Kills, Process
+from tests.vm import support
+from tests.vm.oci import Runtime, left
 
-VICTIMS = ("command", "stand-in", "keeper", "machine", "file server")
-MOMENTS = ("create", "start", "exec", "kill", "delete", "rest")
-SLOWEST = 6.0
-"""Seconds after which a command on an idle host is over, mostly."""
-
-
-def _record(runtime: Runtime, id: str) -> dict[str, object]:
-    with contextlib.suppress(OSError, ValueError):
-        found: dict[str, object] = json.loads((runtime.root / id / "record.json").read_text())
-        return found
-    return {}
+STEPS = ("create", "start", "exec", "kill", "delete")
 
 
-def _children(parent: int, name: str) -> list[int]:
-    found = []
-    for directory in Path("/proc").iterdir():
-        if directory.name.isdigit():
-            with contextlib.suppress(OSError):
-                comm, _, rest = (directory / "stat").read_text().partition("(")[2].rpartition(")")
-                if comm.startswith(name) and rest.split()[1] == str(parent):
-                    found.append(int(directory.name))
-    return found
+class CommandLine(kills.Arena):
+    """The OCI command line, as an engine would use it that has no processes of its own."""
 
+    name = "the OCI command line"
+    pairs = (
+        *((victim, step) for victim in ("client", "stand-in", "keeper", "machine", "file server") for step in STEPS),
+        *(("agent", step) for step in STEPS),
+        ("exec stand-in", "exec"),
+    )
 
-def _victim(runtime: Runtime, id: str, which: str, command: subprocess.Popen[bytes] | None) -> list[int]:
-    """The processes that a victim's name stands for at this moment, if there are any."""
-    if which == "command":
-        return [command.pid] if command is not None and command.poll() is None else []
-    record = _record(runtime, id)
-    if which == "stand-in":
-        pid = record.get("pid")
-        return [pid] if isinstance(pid, int) and pid else []
-    with contextlib.suppress(OSError, ValueError):
-        pod = json.loads((runtime.root / ".pods" / str(record.get("pod")) / "pod.json").read_text())
-        keeper = int(pod["keeper"])
-        names = {"machine": "qemu", "file server": "virtiofsd"}
-        return [keeper] if which == "keeper" else _children(keeper, names[which])
-    return []
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime.directory / "said", runtime.env.variables)
+        self.runtime = runtime
+        self._ids: list[str] = []
 
+    def scene(self) -> list[Process]:
+        """Everybody, but of what is casemate's only what has this root."""
+        root = str(self.runtime.root)
+        return [one for one in kills.processes() if "casemate" not in one.words or root in one.words]
 
-def _one(runtime: Runtime, rng: random.Random) -> str:
-    """Bring a container to some moment of its life, kill somebody, and remove it; what was done."""
-    which, moment = rng.choice(VICTIMS), rng.choice(MOMENTS)
-    delay = rng.random() ** 2 * SLOWEST
-    id = runtime.new_id()
-    bundle = runtime.bundle("sh", "-c", "trap 'exit 1' TERM; while :; do sleep 0.1; done")
-    bundle.spec["linux"]["cgroupsPath"] = f"/{id}"
-    steps = {
-        "create": ["create", "--bundle", str(bundle.write()), id], "start": ["start", id],
-        "exec": ["exec", id, "sh", "-c", "sleep 0.3"], "kill": ["kill", id, "TERM"], "delete": ["delete", "-f", id],
-    }  # fmt: skip
-    done = f"{which} {delay:.2f} s after {moment}"
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    for step in ("create", "start", "exec", "kill", "delete"):
-        if step == moment:
-            break
-        if moment == "rest" and step == "kill":
-            break
-        subprocess.run(runtime.words(*steps[step]), env=runtime.env.variables, timeout=200, check=False, **quiet)  # type: ignore[call-overload]
-    command = None
-    if moment in steps:
-        command = subprocess.Popen(runtime.words(*steps[moment]), env=runtime.env.variables, **quiet)  # type: ignore[call-overload]
-    time.sleep(delay)
-    victims = _victim(runtime, id, which, command)
-    for pid in victims:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    if not victims:
-        done += " (was not there)"
-    # An engine waits for the command that it has started, and then removes what there may be.
-    if command is not None:
-        command.wait(200)
-    removed = runtime("delete", "--force", id, timeout=200)
-    assert removed.returncode == 0, (done, removed.stderr)
-    assert runtime("state", id).returncode == 1, done
-    until(lambda: not left(runtime), f"{done}: left {left(runtime)}", 30)
-    return done
+    def records(self) -> list[dict[str, Any]]:
+        """What is below its root."""
+        return kills.records(self.runtime.root)
 
+    def prepare(self, victim: str, step: str, name: str) -> None:
+        """The kernel that is to crash while a container is made has one already."""
+        id = self._id(name)
+        self._ids = [id]
+        bundle = self.runtime.bundle("sh", "-c", kills.crash_script() if victim == "agent" else self._plain())
+        bundle.spec["linux"]["cgroupsPath"] = f"/{id}"
+        bundle.spec["linux"]["readonlyPaths"] = []
+        if victim == "agent" and step in ("create", "start"):
+            first = f"{id}-first"
+            self._ids.append(first)
+            self._annotate(bundle.spec, first, "container")
+            other = self.runtime.bundle("sh", "-c", kills.crash_script())
+            other.spec["linux"] |= {"cgroupsPath": f"/{first}", "readonlyPaths": []}
+            self._annotate(other.spec, first, "sandbox")
+            self._run("create", "--bundle", str(other.write()), first)
+            self._run("start", first)
+        self._bundle = bundle.write()
+        for earlier in STEPS[: STEPS.index(step)]:
+            if earlier in ("create", "start") or (earlier == "kill" and step == "delete"):
+                self._run(*self._words(earlier, id))
 
-def _many(runtime: Runtime, count: int) -> None:
-    seed = random.randrange(1 << 32)
-    rng = random.Random(seed)
-    history: list[str] = []
-    for number in range(count):
-        try:
-            history.append(_one(runtime, rng))
-        except BaseException as error:
-            raise AssertionError(f"seed {seed}, kill {number}, after {history[-3:]}: {error}") from error
-    print("\n".join(history))
+    def begin(self, step: str, name: str) -> subprocess.Popen[bytes]:
+        """One command."""
+        return self.command(self.runtime.words(*self._words(step, self._id(name))))
+
+    def remove(self, name: str) -> list[str]:
+        """As an engine removes what there may be."""
+        problems = []
+        for id in self._ids:
+            removed = self.runtime("delete", "--force", id, timeout=200)
+            if removed.returncode != 0:
+                problems.append(f"delete --force: {removed.stderr.decode()}")
+            elif self.runtime("state", id).returncode != 1:
+                problems.append("delete --force leaves it")
+        return problems
+
+    def snapshot(self) -> set[str]:
+        """What the environment has of any container's."""
+        env, run = self.runtime.env, self.runtime.env.run
+        known = {f"process {one.pid}: {one.words}" for one in kills.processes() if str(self.runtime.root) in one.words}
+        known |= {f"process {pid}: {words}" for pid, words in support.processes(env).items()}
+        known |= kills.mounts(os.getpid(), str(env.base)) | {f"left {what}" for what in left(self.runtime)}
+        keep = r"run/(boots(/.*)?|uids|uids/owners|[^/]*\.lock|probe-.*\.json|[^/]*/\.pods)|.*/\.[^/]*"
+        return known | kills.files(run, keep=keep)
+
+    def _plain(self) -> str:
+        return f"trap 'exit 1' TERM; {kills.PLAIN}"
+
+    def _id(self, name: str) -> str:
+        return f"{self.runtime.mark}-{name}"
+
+    def _words(self, step: str, id: str) -> list[str]:
+        return {
+            "create": ["create", "--bundle", str(self._bundle), id], "start": ["start", id],
+            "exec": ["exec", id, "sh", "-c", "sleep 0.3"], "kill": ["kill", id, "KILL"], "delete": ["delete", "-f", id],
+        }[step]  # fmt: skip
+
+    def _run(self, *words: str) -> None:
+        done = self.command(self.runtime.words(*words))
+        assert done.wait(kills.STEP_SECONDS) == 0, (words, self.said())
+
+    @staticmethod
+    def _annotate(spec: dict[str, Any], sandbox: str, kind: str) -> None:
+        spec.setdefault("annotations", {}).update(
+            {"io.kubernetes.cri.sandbox-id": sandbox, "io.kubernetes.cri.container-type": kind}
+        )
 
 
 def test_anybody_at_any_moment(ours: Runtime) -> None:
-    _many(ours, 8)
+    Kills(CommandLine(ours)).run(6)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_anybody_at_200_moments(ours: Runtime) -> None:
-    _many(ours, 200)
+def test_anybody_at_70_moments(ours: Runtime) -> None:
+    Kills(CommandLine(ours)).run(70)

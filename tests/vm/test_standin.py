@@ -208,6 +208,26 @@ def test_volumes_are_in_place_and_in_their_tree_in_order(place: Place) -> None:
         assert os.listdir(place.path / "root/data") == []
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_read_only_volume_may_be_so_with_all_below_it(place: Place, deep: bool) -> None:
+    @alone
+    def check() -> None:
+        own_mounts()
+        data = place.path / "data"
+        syscalls.mount("tmpfs", str(data / "sub"), "tmpfs", 0, None)
+        with standing(place.blueprint(Volume("/data", str(data), read_only=True, deep=deep))) as made:
+            attach(made.volumes, place.path / "volumes")
+            for name, takes in ((".", False), ("sub", not deep)):
+                if takes:
+                    (place.path / "volumes/0" / name / "new").write_text("x")
+                else:
+                    with pytest.raises(OSError, match="Read-only"):
+                        (place.path / "volumes/0" / name / "new").write_text("x")
+        (data / "sub/after").write_text("the host's own is as it was")
+
+    check()
+
+
 @alone
 def test_what_the_guest_has_of_its_own_is_not_shown_to_it(place: Place) -> None:
     volumes = (

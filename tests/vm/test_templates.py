@@ -24,9 +24,8 @@ SETTINGS = 'template = "auto"\nmemory = 192\n'
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Casemate]:
-    """An environment with templates of its own."""
+    """An environment where machines are made from templates."""
     with environment(SETTINGS) as env:
-        (env.root / "templates").unlink()
         yield Casemate(env)
 
 
@@ -146,7 +145,6 @@ def test_another_class_boots_until_it_has_a_template(own: Casemate, made: Path) 
 
 def test_the_first_run_makes_it() -> None:
     with environment(SETTINGS) as env:
-        (env.root / "templates").unlink()
         own = Casemate(env)
         with detached(own, "first") as first:
             assert used(own, first.name) == store.list_all(env.root)[0].key[:12]
@@ -175,14 +173,9 @@ def test_a_damaged_template_is_not_used(how: str) -> None:
     """The container runs all the same, and what is wrong is told."""
     with environment(SETTINGS) as env:
         own = Casemate(env)
-        shared = env.root / "templates"
-        target = shared.resolve()
-        shared.unlink()
-        shared.mkdir()
         with detached(own, "warm") as warm:
             key = used(own, warm.name)
-        assert target != shared
-        (made,) = (path for path in shared.iterdir() if path.name.startswith(key))
+        (made,) = (path for path in store.directories(env.root) if path.name.startswith(key))
         damage(made, how)
         with detached(own, "damaged") as damaged:
             assert used(own, damaged.name).startswith("not used: ")
@@ -195,7 +188,6 @@ def test_a_damaged_template_is_not_used(how: str) -> None:
 
 def test_killed_while_it_is_made() -> None:
     with environment(SETTINGS) as env:
-        (env.root / "templates").unlink()
         own = Casemate(env)
         with own.popen("template", "create") as making:
             assert making.stderr is not None
@@ -210,7 +202,6 @@ def test_killed_while_it_is_made() -> None:
 
 def test_two_make_it_at_once() -> None:
     with environment(SETTINGS) as env:
-        (env.root / "templates").unlink()
         own = Casemate(env)
         with own.popen("template", "create") as one, own.popen("template", "create") as two:
             keys = {process.communicate(timeout=200)[0] for process in (one, two)}
@@ -222,7 +213,6 @@ def test_no_space_for_it(tmp_path: Path) -> None:
     with environment(SETTINGS) as env:
         own = Casemate(env)
         place = env.root / "templates"
-        place.unlink()
         place.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True)
         try:

@@ -282,7 +282,7 @@ class Container:
                 self._exec(process, spec, params, streams, name, size, terminal)
             except BaseException:
                 with self._lock:
-                    del self._execs[exec_id]
+                    self._execs.pop(exec_id, None)
                 process.done.set()
                 raise
         finally:
@@ -306,6 +306,9 @@ class Container:
         except OSError:
             raise RequestFailed("no-such-container", "the container has ended") from None
         try:
+            # Only now, as in namespace(): the number may have been given to a process of another container.
+            if not self._reaper.watches(self._init.pid):
+                raise RequestFailed("no-such-container", "the container has ended")
             priority = bundle.complete_process(spec, get_text(params, "user", 256), root, ())
         finally:
             os.close(root)

@@ -41,7 +41,8 @@ def wait_for(find: Callable[[], T | None], timeout: float) -> T | None:
         # Listening begins before looking once more, so that what appears in between is not missed.
         events.bind((0, 1))
         while (found := find()) is None:
-            if not wait_readable(events.fileno(), max(0.0, deadline - monotonic())):
+            left = deadline - monotonic()  # not only of silence: a container may have the kernel tell without end
+            if left <= 0 or not wait_readable(events.fileno(), left):
                 return None
             try:
                 events.recv(65536)

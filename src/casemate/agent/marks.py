@@ -55,6 +55,8 @@ def _log() -> str:
                 break
             except BrokenPipeError:  # what was next has been overwritten
                 continue
+            if not part:
+                break
             size += len(part)
             parts.append(part)
     finally:

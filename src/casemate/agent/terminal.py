@@ -58,9 +58,12 @@ class ConsoleSocket:
         return fds[0]
 
     def close(self) -> None:
-        """Close and remove the socket."""
+        """Close and remove the socket; the container may have ended, and its directory be gone."""
         self._socket.close()
-        os.unlink(self.path)
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            return
 
 
 def accept(listener: socket) -> tuple[int, Any]:

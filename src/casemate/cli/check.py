@@ -68,7 +68,7 @@ def findings(config: Config) -> list[Finding]:
     from casemate.host import check
 
     return [
-        *check.check(config), *_vmm(config), *_programs(), _guest(config), _space("disk space", config.root),
+        *check.check(config), *_vmm(config), *_programs(), *_guest(config), _space("disk space", config.root),
         _space("run space", config.run), _containers(config),
     ]  # fmt: skip
 
@@ -138,16 +138,29 @@ def _programs() -> Iterator[Finding]:
         yield _finding(program, path is not None, required, path or "not found", fix)
 
 
-def _guest(config: Config) -> Finding:
+def _guest(config: Config) -> Iterator[Finding]:
     from casemate.vm import guest
 
     try:
         bundle = guest.find(config.root, config.guest)
     except CasemateError as error:
-        return _of_error("guest bundle", error)
+        yield _of_error("guest bundle", error)
+        return
     except PermissionError:
-        return _finding("guest bundle", False, False, "not known without root", "sudo casemate check")
-    return _finding("guest bundle", True, True, f"{bundle.digest[:12]}, kernel {bundle.kernel_release}")
+        yield _finding("guest bundle", False, False, "not known without root", "sudo casemate check")
+        return
+    yield _finding("guest bundle", True, True, f"{bundle.digest[:12]}, kernel {bundle.kernel_release}")
+    if bundle.kernel_kind == "minimal":
+        yield _finding("guest kernel", True, False, "minimal")
+        return
+    from casemate.cli.guest import cache
+    from casemate.config import machine
+    from casemate.vm.guest import kernels
+
+    built = kernels.present(cache(), machine())
+    build = "casemate guest build" if built else "casemate guest kernel build, then casemate guest build"
+    detail = "Debian's" + (", although a minimal one is built" if built else "")
+    yield _finding("guest kernel", False, False, detail, f"a minimal one starts sooner and takes less memory: {build}")
 
 
 def _space(name: str, directory: Path) -> Finding:

@@ -244,6 +244,7 @@ class _Connection:
 
     def __init__(self, loop: _Loop, client: socket.socket, target: tuple[str, int]) -> None:
         self.loop = loop
+        self.calls = (lambda events: self._ready(0, events), lambda events: self._ready(1, events))
         client.setblocking(False)
         server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -254,6 +255,7 @@ class _Connection:
             status = server.connect_ex(target)
             if status not in (0, errno.EINPROGRESS):
                 raise OSError(status, os.strerror(status))
+            loop.want(server, selectors.EVENT_WRITE, self.calls[1])
         except OSError:
             server.close()
             raise
@@ -265,11 +267,9 @@ class _Connection:
         self.shut = [False, False]
         """Whether the client and the server have been told of the other's end."""
         self.deadline: float | None = time.monotonic() + CONNECT_SECONDS
-        self.calls = (lambda events: self._ready(0, events), lambda events: self._ready(1, events))
         loop.connections += 1
         loop.closing.append(self.close)
         loop.timers.append(self._tick)
-        loop.want(server, selectors.EVENT_WRITE, self.calls[1])
 
     def close(self, reset: bool = False) -> None:
         self.loop.closing.remove(self.close)

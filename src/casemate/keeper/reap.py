@@ -57,9 +57,14 @@ def _is_keeper(pid: int, path: Path) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = file.read(65536).split(b"\0")
-    except OSError:
+        if words[1:4] != [b"-m", b"casemate.keeper", os.fsencode(path)]:
+            return False
+        # Anybody can call a program so; what we ask a keeper's namespaces for must not be another user's choice.
+        with open(f"/proc/{pid}/status", "rb") as file:
+            users = next(line.split()[1:] for line in file if line.startswith(b"Uid:"))
+    except (OSError, StopIteration):
         return False
-    return words[1:4] == [b"-m", b"casemate.keeper", os.fsencode(path)]
+    return {int(user) for user in users} == {os.getuid()}
 
 
 def end_keeper(container: Container) -> None:

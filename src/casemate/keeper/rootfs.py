@@ -103,3 +103,6 @@ def _enter(container: Container, keeper: int | None) -> None:
         os.close(target)
     os.chroot(root)
     os.chdir("/")
+    # The interpreter's own directories are the container's now: what was not imported before must not come from there.
+    sys.path.clear()
+    sys.path_importer_cache.clear()

@@ -198,6 +198,9 @@ def make(
             places = [(tree, tree.mount / wanted.path[1:]) for tree in trees]
         else:
             places = locate(path, id, trees)
+            for _, directory in places:  # before anything is made of one that belongs to others somewhere else
+                if directory.exists():
+                    _must_be_empty(directory)
         for tree, directory in places:
             _make(tree, directory, ours=bool(unit))
             made.append((tree, directory))
@@ -304,10 +307,14 @@ def restore(paths: Sequence[str], unit: str = "", trees: list[Hierarchy] | None 
 
 
 def sweep(path: str | None, id: str, trees: list[Hierarchy] | None = None) -> None:
-    """Remove what :func:`make` made of a group before it was written down: empty directories, and nothing else."""
+    """Remove what :func:`make` made of a group before it was written down: empty directories, and nothing else. A group
+    that is in use in any hierarchy is one that :func:`make` has refused, and not ours in the others either."""
     try:
         places = locate(path, id, cgroups.hierarchies(every=True) if trees is None else trees)
-    except (UsageError, OSError):
+        for _, directory in places:
+            if directory.exists():
+                _must_be_empty(directory)
+    except (CasemateError, OSError):
         return
     for _, directory in places:
         with contextlib.suppress(OSError):

@@ -85,7 +85,11 @@ class StandIn:
             if self._passing:
                 return
             self._passing = True
-        threading.Thread(target=self._pass_on, name="words", daemon=True).start()
+        try:
+            threading.Thread(target=self._pass_on, name="words", daemon=True).start()
+        except RuntimeError:  # there can be no more threads; the next word tries anew
+            with self._lock:
+                self._passing = False
 
     def _pass_on(self) -> None:
         while True:
@@ -329,23 +333,6 @@ def size_of(request: dict[str, Any]) -> tuple[int, int] | None:
     """The rows and columns that a request names."""
     size = request.get("size")
     return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) and len(size) == 2 else None
-
-
-def make_raw(descriptor: int) -> None:
-    """Set a terminal so that it passes everything on: the one in the guest does the editing and the signals."""
-    import termios
-
-    with contextlib.suppress(termios.error):
-        mode = termios.tcgetattr(descriptor)
-        mode[0] &= ~(
-            termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR
-            | termios.ICRNL | termios.IXON
-        )  # fmt: skip
-        mode[1] &= ~termios.OPOST
-        mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-        mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
-        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(descriptor, termios.TCSANOW, mode)
 
 
 def nameservers(spec: dict[str, Any]) -> tuple[str, ...]:

@@ -137,7 +137,11 @@ class Forward:
                 connection.close()
                 return
             self._connections.add(connection)
-        threading.Thread(target=self._carry, args=(connection,), name="forwarded", daemon=True).start()
+        try:
+            threading.Thread(target=self._carry, args=(connection,), name="forwarded", daemon=True).start()
+        except RuntimeError as error:  # there can be no more threads
+            self._log(f"port-forward: {error}")
+            self._over(connection)
 
     def _carry(self, connection: socket.socket) -> None:
         try:
@@ -148,10 +152,13 @@ class Forward:
         except OSError:
             pass  # the client is gone
         finally:
-            with self._lock:
-                self._connections.discard(connection)
-                connection.close()
-            self._room.release()
+            self._over(connection)
+
+    def _over(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections.discard(connection)
+            connection.close()
+        self._room.release()
 
 
 def pump(
@@ -177,7 +184,13 @@ def pump(
         _reset(connection)
         raise CasemateError("the sandbox gave no streams for a connection")
     thread = threading.Thread(target=_inward, args=(connection, inward, outward, stop), name="forwarded", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        inward.close()
+        outward.close()
+        _reset(connection)
+        raise CasemateError(f"a connection cannot be carried: {error}") from None
     try:
         while data := outward.recv(CHUNK):
             connection.sendall(data)

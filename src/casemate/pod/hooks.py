@@ -9,10 +9,12 @@ import json
 import os
 import select
 import signal
+from collections.abc import Iterable
 from typing import Any
 
 from casemate.errors import ContainerError
 
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 OUTPUT_LIMIT = 64 << 10
 """How much of what a hook wrote is shown when it failed."""
 
@@ -85,15 +87,18 @@ def _run(hook: dict[str, Any], state: dict[str, Any]) -> None:
         environment = os.environ if listed is None else dict(entry.partition("=")[::2] for entry in listed)
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
         defaults = [number for number in range(1, signal.NSIG) if number not in (signal.SIGKILL, signal.SIGSTOP)]
+        # Held back until somebody waits for the hook: one that comes in between would leave it running.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             pid = os.posix_spawn(
                 path, list(hook.get("args") or [path]), environment, file_actions=actions, setsigmask=[],
                 setsigdef=[number for number in defaults if not 32 <= number < signal.SIGRTMIN],
             )
         except (OSError, ValueError) as error:  # ValueError: a variable without a name
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             reason = error.strerror or "" if isinstance(error, OSError) else str(error)
             raise HookFailed(f"fork/exec {path}: {reason.lower()}") from None
-        status = _wait(pid, hook.get("timeout"))
+        status = _wait(pid, hook.get("timeout"), mask)
         if status is None:
             raise HookFailed(f"hook ran past specified timeout of {float(hook['timeout']):.1f}s")
         if status != 0:
@@ -109,14 +114,16 @@ def _signal_name(number: int) -> str:
     return (signal.strsignal(number) or str(number)).lower()
 
 
-def _wait(pid: int, timeout: float | None) -> int | None:
-    """The exit status of a child, negative for a signal; None when the time was up, and it was killed.
+def _wait(pid: int, timeout: float | None, mask: Iterable[int]) -> int | None:
+    """The exit status of a child, negative for a signal; None when the time was up, and it was killed. ``mask`` is
+    that of signals while we wait.
 
     A signal that ends us ends the child too: what undoes its work must not find it at work.
     """
     in_time = False
     handle = -1
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         handle = os.pidfd_open(pid)
         waiting = select.poll()
         waiting.register(handle, select.POLLIN)

@@ -52,6 +52,8 @@ class VolumePlan:
     """Whether the source is a directory; None where nobody looked."""
     follows: bool = False
     """Whether mounts that the host makes below the source later are to appear (slave propagation)."""
+    deep: bool = False
+    """Whether the mounts below it are read-only with it (``rro``)."""
 
 
 @dataclass(slots=True)
@@ -188,7 +190,7 @@ def _bind(mount: dict[str, Any], work: Work) -> dict[str, Any]:
         VolumePlan(
             source=source, destination=destination, recursive="rbind" in options or "bind" not in options,
             read_only=bool(writable) and writable[-1] in ("ro", "rro"), directory=directory,
-            follows="slave" in propagation or "shared" in propagation,
+            follows="slave" in propagation or "shared" in propagation, deep=bool(writable) and writable[-1] == "rro",
         )
     )  # fmt: skip
     return {

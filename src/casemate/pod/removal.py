@@ -20,14 +20,14 @@ FORCE_SECONDS = 25.0
 """How long a forced one waits, before it ends the keeper."""
 
 
-def remove(store: PodStore, id: str, *, force: bool) -> None:
+def remove(store: PodStore, id: str, *, force: bool) -> bool:
     """See :meth:`casemate.pod.store.PodStore.remove`."""
     try:
         record = store.get(id)
     except NoSuchContainer:
         if force:
             store.sweep()
-            return
+            return False
         raise
     except StateError:
         if not force:
@@ -45,17 +45,18 @@ def remove(store: PodStore, id: str, *, force: bool) -> None:
     while True:
         with pod.free(patience) as free:
             if free:
-                _finish(store, record, pod)
+                removed = _finish(store, record, pod)
                 break
         if time.monotonic() > began + REMOVE_SECONDS:
             raise HostError(f"the keeper of container {id} does not let it go", "see its keeper.log")
         if force and time.monotonic() > began + FORCE_SECONDS:
             reap.end_keeper(pod)
         elif _ask(store, pod, id, force):
-            _finish(store, record, None)
+            removed = _finish(store, record, None)
             break
         patience = 1.0
     store.sweep()  # whoever was cut short may not have come back
+    return removed
 
 
 def _ask(store: PodStore, pod: Pod, id: str, force: bool) -> bool:
@@ -95,8 +96,8 @@ def _damaged(store: PodStore, id: str) -> Record:
     return Record(id=id, pod=found, bundle="", status="stopped")
 
 
-def _finish(store: PodStore, record: Record, pod: Pod | None) -> None:
-    """Remove what is left of a container, and the sandbox with its last one.
+def _finish(store: PodStore, record: Record, pod: Pod | None) -> bool:
+    """Remove what is left of a container, and the sandbox with its last one; False when another one has.
 
     Arguments:
         pod: the sandbox when it has no keeper any more, its lock held.
@@ -104,12 +105,13 @@ def _finish(store: PodStore, record: Record, pod: Pod | None) -> None:
     try:
         record = store.stored(record.id)  # its control group may have been written down since
     except NoSuchContainer:
-        return
+        return False
     except StateError:
         pass
     if pod is not None:
         reap.reap(store, pod.id)
     reap.clean_container(store, record)
-    store.delete_files(record.id)
+    removed = store.delete_files(record.id)
     if pod is not None and not store.members(pod.id):
         pod.delete_files()
+    return removed

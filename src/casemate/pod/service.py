@@ -26,7 +26,7 @@ from casemate.keeper.process import Process
 from casemate.pod import reap
 from casemate.pod.cgroup import GUEST_OVERHEAD_MIB
 from casemate.pod.client import STDIO_NAMES
-from casemate.pod.container import Container, StandIn, Task, make_raw, nameservers, size_of
+from casemate.pod.container import Container, StandIn, Task, nameservers, size_of
 from casemate.pod.home import Home, oom_score
 from casemate.pod.model import PodRecord
 from casemate.pod.network import log_line
@@ -378,8 +378,13 @@ class PodKeeper:
         """Carry the streams of a process that was made."""
         stdio: dict[str, int] = {name: fds.pop(name) for name in STDIO_NAMES if name in fds}
         if terminal:
+            import termios
+
+            from casemate.host.terminals import make_raw
+
             for descriptor in stdio.values():
-                make_raw(descriptor)
+                with contextlib.suppress(termios.error):  # it may have gone by now
+                    make_raw(descriptor)
 
         def ended(end: ProcessExit) -> None:
             (self._init_ended if task.exec_id is None else self._exec_ended)(container, task, end)
@@ -495,10 +500,14 @@ class PodKeeper:
         return {**about, "pod": self.pod.id, "keeper": self._me[0], "containers": containers}
 
     def _unheard(self, op: str, request: dict[str, Any]) -> None:
-        """Nobody could be told that something is done."""
-        if op == "create":  # nobody knows that it is there
-            with contextlib.suppress(NoSuchContainer):
+        """Nobody could be told that something is done, so nobody knows that it is there."""
+        with contextlib.suppress(CasemateError):
+            if op == "create":
                 self.kill(self.get(str(request["id"])))
+            elif op == "exec":
+                container = self.get(str(request["id"]))
+                task = container.task(str(request["exec"]))
+                self.machine().signal(container.name, task.key, signal.SIGKILL)
 
     # ---- ends
 
@@ -534,7 +543,8 @@ class PodKeeper:
             finally:
                 container.oom_told.set()
 
-        threading.Thread(target=strike, name="oom", daemon=True).start()
+        if not _beside(strike, "oom"):
+            container.oom_told.set()
 
     def _exec_ended(self, container: Container, task: Task, end: ProcessExit) -> None:
         self._set_end(task, end)
@@ -585,8 +595,7 @@ class PodKeeper:
             return
         # In a pid namespace that others share, they have outlived it. The guest need not answer.
         kill = [lambda: self.machine().signal(container.name, None, signal.SIGKILL, everyone=True)]
-        threading.Thread(target=reap.attempt, args=(kill,), name="kill", daemon=True).start()
-        if _all_done(container.execs(), KILL_SECONDS):
+        if _beside(lambda: reap.attempt(kill), "kill") and _all_done(container.execs(), KILL_SECONDS):
             return
         left = container.execs()
         for task in left:
@@ -613,6 +622,16 @@ class PodKeeper:
             self.home.bound(self.living())
         except (CasemateError, OSError) as error:
             log_line(str(error))
+
+
+def _beside(work: Callable[[], object], name: str) -> bool:
+    """Do something on a thread of its own; False when there can be no more threads, which no end may depend on."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError as error:
+        log_line(f"{name}: {error}")
+        return False
+    return True
 
 
 def _all_done(tasks: Iterable[Task], seconds: float) -> bool:

@@ -292,11 +292,14 @@ class PodStore:
                     found.append(record)
         return found
 
-    def remove(self, id: str, *, force: bool = False) -> None:
+    def remove(self, id: str, *, force: bool = False) -> bool:
         """Remove a container and all that it has on the host.
 
         Arguments:
             force: end it first when it lives; one that is not there is then no error.
+
+        Returns:
+            whether it was removed by this call, and not by another one at the same time, or never there.
 
         Raises:
             NoSuchContainer: there is no such container, and ``force`` is not given.
@@ -305,11 +308,11 @@ class PodStore:
         """
         from casemate.pod import removal
 
-        removal.remove(self, id, force=force)
+        return removal.remove(self, id, force=force)
 
-    def delete_files(self, id: str) -> None:
-        """Remove a container's directory, at one stroke for whoever looks on."""
-        _remove(self.path(id), self.pods_path)
+    def delete_files(self, id: str) -> bool:
+        """Remove a container's directory, at one stroke for whoever looks on; False when it was gone."""
+        return _remove(self.path(id), self.pods_path)
 
     # ---- sandboxes
 
@@ -383,15 +386,17 @@ def _write_spec(path: Path, spec: dict[str, Any]) -> None:
         json.dump(spec, file)
 
 
-def _remove(path: Path, beside: Path) -> None:
-    """Remove a directory of ours: renamed first, so that a removal cut short leaves nothing that looks whole."""
+def _remove(path: Path, beside: Path) -> bool:
+    """Remove a directory of ours: renamed first, so that a removal cut short leaves nothing that looks whole. False
+    when there is none."""
     pid = os.getpid()
     doomed = beside / f"{_REMOVED}{pid}-{processes.start_time(pid) or 0}-{os.urandom(4).hex()}"
     try:
         os.rename(path, doomed)
     except FileNotFoundError:
-        return
+        return False
     _clear(doomed)  # what is left after a failure is swept later
+    return True
 
 
 def _clear(path: Path) -> None:

@@ -16,6 +16,7 @@ import termios
 from typing import Any
 
 from casemate.errors import UsageError
+from casemate.host.terminals import make_raw
 
 MAX_SIZE = 65535
 SEND_SECONDS = 10.0
@@ -32,7 +33,7 @@ class Console:
     def __init__(self, size: tuple[int, int] | None) -> None:
         self.master, self.slave = os.openpty()
         self.name = os.ttyname(self.slave)
-        raw(self.slave)
+        make_raw(self.slave)
         if size is not None:
             set_size(self.slave, *size)
 
@@ -90,20 +91,6 @@ def check(*, terminal: bool, console_socket: str, detach: bool) -> None:
         raise UsageError("cannot allocate tty if runc will detach without setting console socket")
     if (not detach or not terminal) and console_socket:
         raise UsageError("cannot use console socket if runc will not detach or allocate tty")
-
-
-def raw(descriptor: int) -> None:
-    """Have a terminal pass on every byte as it is (cfmakeraw(3))."""
-    mode = termios.tcgetattr(descriptor)
-    mode[0] &= ~(
-        termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR
-        | termios.ICRNL | termios.IXON
-    )
-    mode[1] &= ~termios.OPOST
-    mode[2] = (mode[2] & ~(termios.CSIZE | termios.PARENB)) | termios.CS8
-    mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
-    mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-    termios.tcsetattr(descriptor, termios.TCSANOW, mode)
 
 
 def set_size(descriptor: int, rows: int, columns: int) -> None:

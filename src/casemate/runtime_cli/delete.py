@@ -41,8 +41,7 @@ def delete(context: Context, id: str, *, force: bool) -> None:
         if not force:
             raise
         context.log.warning(str(error))  # a record that is damaged has no hooks that could be found
-    store.remove(id, force=force)
-    if not hooks.wanted(spec, "poststop"):
-        return
+    if not store.remove(id, force=force) or not hooks.wanted(spec, "poststop"):
+        return  # or another command has removed it just now, and runs them
     for problem in hooks.run_all(spec, "poststop", hooks.state(spec, id, "stopped", 0, bundle)):
         context.log.warning(problem)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from casemate.host.terminals import make_raw
 from casemate.runtime_cli import console
 
 NOT_FORWARDED = (
@@ -47,7 +48,7 @@ class Foreground:
             os.set_blocking(self._console.master, False)
             with contextlib.suppress(termios.error):  # what types is no terminal
                 self._mode = termios.tcgetattr(0)
-                console.raw(0)
+                make_raw(0)
         for number in numbers:
             with contextlib.suppress(OSError, ValueError):
                 self._handlers[int(number)] = signal.signal(number, _noted)
@@ -147,6 +148,10 @@ class Foreground:
         while data:
             try:
                 data = data[os.write(1, data) :]
+            except BlockingIOError:  # whoever shares our standard output has made it one that does not wait
+                poll = select.poll()
+                poll.register(1, select.POLLOUT)
+                poll.poll()
             except OSError:
                 return True  # who read us is gone, which is no reason to stop the process
         return True

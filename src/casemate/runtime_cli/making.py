@@ -281,11 +281,12 @@ class _Maker:
             self._standin.close()
         if self._console is not None:
             self._console.close()
+        ours = True
         try:
-            store.remove(self._id, force=True)
+            ours = store.remove(self._id, force=True)
         except CasemateError as error:
             self._context.log.warning(f"cannot undo all of it: {error}")
-        if self._reached:
+        if self._reached and ours:
             state = hooks.state(self._spec, self._id, "stopped", 0, record.bundle)
             for problem in hooks.run_all(self._spec, "poststop", state):
                 self._context.log.warning(problem)
@@ -321,7 +322,7 @@ def _volumes(spec: dict[str, Any], planned: Any) -> tuple[standin.Volume, ...]:
             made.append(
                 standin.Volume(
                     volume.destination, volume.source, recursive=volume.recursive, read_only=volume.read_only,
-                    follows=volume.follows, passed=f"{place}/{number}" in shown,
+                    follows=volume.follows, passed=f"{place}/{number}" in shown, deep=volume.deep,
                 )
             )  # fmt: skip
         else:

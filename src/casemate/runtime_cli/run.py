@@ -6,6 +6,7 @@ import contextlib
 
 from casemate.errors import CasemateError
 from casemate.runtime_cli import making
+from casemate.runtime_cli.delete import delete
 from casemate.runtime_cli.main import NAME, Context, words_for
 from casemate.runtime_cli.options import BOOL, Option, Options
 from casemate.runtime_cli.start import start
@@ -38,7 +39,6 @@ def _run(context: Context, options: Options, id: str) -> int:
     if options["detach"]:
         _start(context, made, bundle)
         return 0
-    from casemate.runtime_cli.delete import delete
     from casemate.runtime_cli.foreground import Foreground
 
     def forward(number: int) -> None:
@@ -59,5 +59,5 @@ def _start(context: Context, made: making.Made, bundle: str) -> None:
         start(context, made.client, made.id, made.spec, made.pid, bundle)
     except CasemateError:
         with contextlib.suppress(CasemateError):
-            context.store.remove(made.id, force=True)
+            delete(context, made.id, force=True)
         raise

@@ -14,7 +14,7 @@ from collections import deque
 from casemate.shim import messages, status, wire
 from casemate.shim.children import Children
 from casemate.shim.loop import Future, Loop
-from casemate.shim.ttrpc import Client, FramingError
+from casemate.shim.ttrpc import Client, FramingError, TooLarge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ class Publisher:
             item = self._waiting[0]
             try:
                 yield from self._send(*item)
-            except status.StatusError as error:  # it was read and refused, as it would be again
-                self._loop.complain(f"event {item[0]} was refused: {error.message}")
+            except (status.StatusError, TooLarge) as error:  # it was read and refused, as it would be again
+                self._loop.complain(f"event {item[0]} was refused: {error}")
             except (OSError, FramingError, TimeoutError) as error:
                 self._disconnect()
                 if delay == FIRST_DELAY:

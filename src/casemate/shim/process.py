@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from casemate.shim.ttrpc import Call
+
 
 class Process:
     """What is known of one process. Its states are those of containerd's shim.
@@ -71,6 +73,15 @@ class Process:
         """Exit status and time as answers have them."""
         at = messages.timestamp(self.exited_at) if self.exited_at else None
         return {"exit_status": self.exit_status, "exited_at": at}
+
+    def answer(self, call: Call) -> None:
+        """Answer a request with the process's end, when it has ended; forget it when nobody waits any more."""
+
+        def tell(_: Future) -> None:
+            call.reply(self.exited())
+
+        call.on_over = lambda: self.ended.forget(tell)
+        self.ended.then(tell)
 
     def alive(self) -> bool:
         """Whether it was started and has not ended."""

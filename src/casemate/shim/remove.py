@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sys
 import time
@@ -57,7 +58,8 @@ def _delete(container_id: str, bundle: str, flags: dict[str, Any]) -> None:
     try:
         children = Children(loop)
         runtime = Runtime(loop, children, options.load(bundle), flags["namespace"], bundle, debug=flags["debug"])
-        if os.path.isdir(runtime.root) and not os.path.lexists(os.path.join(runtime.root, container_id)):
+        known = os.path.lexists(os.path.join(runtime.root, container_id))
+        if os.path.isdir(runtime.root) and not known and not _cut_short(runtime.root):
             return
         delete = runtime.run(["delete", "--force", container_id], seconds=RUNTIME_SECONDS)
         try:
@@ -67,6 +69,23 @@ def _delete(container_id: str, bundle: str, flags: dict[str, Any]) -> None:
                 _warn(f"failed to remove the container: {error.said}")
     finally:
         loop.close()
+
+
+def _cut_short(root: str) -> bool:
+    """Whether our runtime was killed in the middle of something in its root, before there was a container on record
+    or after; its next ``delete`` takes away what is left of that.
+
+    Such things have a name with a dot, and a sandbox that nobody locks is nobody's (:mod:`casemate.pod.store`).
+    """
+    pods = os.path.join(root, ".pods")
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(pods):
+            if name.startswith("."):
+                return True
+            with contextlib.suppress(OSError), open(os.path.join(pods, name, "lock")) as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return True
+    return False
 
 
 def _warn(line: str) -> None:

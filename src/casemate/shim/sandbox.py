@@ -151,8 +151,7 @@ class Sandbox:
 
     def wait(self, call: Call, request: Message) -> None:
         """Answer when the pod has ended."""
-        process = self._get(request).init
-        process.ended.then(lambda _: call.reply(process.exited()))
+        self._get(request).init.answer(call)
 
     def status(self, call: Call, request: Message) -> Steps[Message]:
         """Tell of the pod."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 SOCKET_DIRECTORY = "/run/containerd/s"
 """Where containerd's shims have their sockets. It does not look there: the address is told."""
+LOCK = ".casemate.lock"
 SOCKETS_VARIABLE = "CASEMATE_SHIM_SOCKETS"
 """Names another directory for them in the environment."""
 GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
@@ -74,17 +76,24 @@ def bind(path: str) -> socket.socket | None:
         OSError: it cannot be made.
     """
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    for attempt in (1, 2):
-        try:
-            return ttrpc.listen(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or attempt == 2:
-                raise
-        if ttrpc.answers(path):
-            return None
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # of a shim that died
-    return None
+    # One at a time: between its name and its first listening a socket seems to be a dead shim's, which is removed.
+    # The lock is a file that nobody else can open, as a directory could be, and so could be kept locked.
+    lock = os.open(os.path.join(os.path.dirname(path), LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for attempt in (1, 2):
+            try:
+                return ttrpc.listen(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or attempt == 2:
+                    raise
+            if ttrpc.answers(path):
+                return None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # of a shim that died
+        return None
+    finally:
+        os.close(lock)
 
 
 def answer(address: str, environ: dict[str, str]) -> str:

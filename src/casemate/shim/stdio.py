@@ -320,7 +320,7 @@ def _either(one: Future, other: Future) -> Future:
 
 def _open_sink(name: str) -> int:
     scheme, path, _ = split(name)
-    append = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    append = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC  # it may be a FIFO that nobody reads
     try:
         if scheme == "file":
             os.makedirs(os.path.dirname(path) or "/", 0o755, exist_ok=True)

@@ -206,8 +206,7 @@ class Task:
 
     def wait(self, call: Call, request: Message) -> None:
         """Answer when a process has ended."""
-        process = self._shim.container(request["id"]).process(request["exec_id"])
-        process.ended.then(lambda _: call.reply(process.exited()))
+        self._shim.container(request["id"]).process(request["exec_id"]).answer(call)
 
     def stats(self, call: Call, request: Message) -> Steps[Message]:
         """Tell what a container uses."""

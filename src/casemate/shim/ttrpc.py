@@ -10,7 +10,6 @@ to be sent are bounded all the same, so that a mistake there stays small here.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
@@ -35,6 +34,10 @@ REMOTE_CLOSED, REMOTE_OPEN, NO_DATA = 1, 2, 4
 MAX_LENGTH = 4 << 20
 MAX_IN_FLIGHT = 4096
 """Most requests of one connection that wait for an answer. Waiting for a process costs one for as long as it runs."""
+WAITS = ("Wait", "WaitSandbox")
+MAX_WAITS = MAX_IN_FLIGHT * 3 // 4
+"""With more under way nobody can begin to wait for a process: a client that gives up waiting does not tell, and must
+not be kept from everything else by that."""
 MAX_UNSENT = 64 << 20
 """A peer that lets more bytes of answers wait than this has gone astray and is cut off."""
 _PEERCRED = struct.Struct("iII")
@@ -56,11 +59,15 @@ def frame(stream: int, kind: int, payload: bytes, flags: int = 0) -> bytes:
     """One frame.
 
     Raises:
-        FramingError: the payload is larger than 4 MiB.
+        TooLarge: the payload is larger than 4 MiB.
     """
     if len(payload) > MAX_LENGTH:
-        raise FramingError(f"a message of {len(payload)} bytes, at most {MAX_LENGTH} are allowed")
+        raise TooLarge(f"a message of {len(payload)} bytes, at most {MAX_LENGTH} are allowed")
     return HEADER.pack(len(payload), stream, kind, flags) + payload
+
+
+class TooLarge(FramingError):
+    """A message of ours that is larger than a peer would take."""
 
 
 class Parser:
@@ -213,6 +220,8 @@ class Call:
         self.name = name
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.answered = False
+        self.on_over: Callable[[], None] | None = None
+        """Called when it has been answered, or nobody is there any more who could be."""
         self._timer: Timer | None = None
         if seconds is not None:
             self._timer = served.loop.later(seconds, self._late)
@@ -257,12 +266,18 @@ class Call:
         self.fail(status.DEADLINE_EXCEEDED, "context deadline exceeded")
 
     def _finish(self, data: bytes) -> None:
-        if self.answered:
-            return
+        if not self.answered:
+            self.forget()
+            self._served.finished(self, data)
+
+    def forget(self) -> None:
+        """Answer it no more."""
         self.answered = True
         if self._timer is not None:
             self._timer.cancel()
-        self._served.finished(self, data)
+        if self.on_over is not None:
+            self.on_over()
+            self.on_over = None
 
 
 class Served:
@@ -293,8 +308,9 @@ class Served:
                 stream, status.INVALID_ARGUMENT, "StreamID must be odd for client initiated streams"
             )
             return
-        if len(self._calls) >= MAX_IN_FLIGHT:
-            self._refuse(stream, status.RESOURCE_EXHAUSTED, f"more than {MAX_IN_FLIGHT} requests in flight")
+        most = MAX_WAITS if request["method"] in WAITS else MAX_IN_FLIGHT
+        if len(self._calls) >= most:
+            self._refuse(stream, status.RESOURCE_EXHAUSTED, f"more than {most} requests in flight")
             return
         service = self._server.services.get(request["service"])
         if service is None:
@@ -328,6 +344,9 @@ class Served:
 
     def _closed(self, reason: str) -> None:
         self._server.connections.discard(self)
+        for call in list(self._calls):
+            call.forget()
+        self._calls.clear()
 
 
 class Server:
@@ -501,10 +520,13 @@ def listen(path: str) -> socket.socket:
 
 
 def answers(path: str) -> bool:
-    """Whether somebody listens at ``path``."""
+    """Whether somebody listens at ``path``; also somebody who has too much to do to accept a connection."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
         sock.settimeout(0.1)
-        with contextlib.suppress(OSError):
+        try:
             sock.connect(path)
-            return True
-    return False
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            pass
+    return True

@@ -48,16 +48,17 @@ class Volume:
         kind: the file system's type where there is no source.
         recursive: whether the mounts below ``source`` come along.
         read_only: whether the host's copy takes no writes.
+        deep: whether that holds for the mounts below it too; without it they are as the host has them, as with runc.
         follows: whether mounts that the host makes below ``source`` later appear.
         passed: whether the guest gets it. What it has no use for it must not see: its kernel reads all that it is
             shown, whatever the container does. An empty entry keeps the place in the tree.
     """
 
-    __slots__ = ("destination", "follows", "kind", "passed", "read_only", "recursive", "source")
+    __slots__ = ("deep", "destination", "follows", "kind", "passed", "read_only", "recursive", "source")
 
     def __init__(
         self, destination: str, source: str | None, *, kind: str = "bind", recursive: bool = True,
-        read_only: bool = False, follows: bool = False, passed: bool = True,
+        read_only: bool = False, follows: bool = False, passed: bool = True, deep: bool = False,
     ) -> None:
         self.destination = destination
         self.source = source
@@ -66,6 +67,7 @@ class Volume:
         self.read_only = read_only
         self.follows = follows
         self.passed = passed
+        self.deep = deep
 
 
 class Blueprint:

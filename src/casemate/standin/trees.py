@@ -279,7 +279,8 @@ def _copy(directory: int, path: str, *, recursive: bool) -> int:
 
 def _shape(tree: int, volume: Volume) -> None:
     if volume.read_only:
-        syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, set_=syscalls.MOUNT_ATTR_RDONLY)
+        deep = syscalls.AT_RECURSIVE if volume.deep else 0
+        syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH | deep, set_=syscalls.MOUNT_ATTR_RDONLY)
     spread = syscalls.MS_SLAVE if volume.follows else syscalls.MS_PRIVATE
     syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE, propagation=spread)
 

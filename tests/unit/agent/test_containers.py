@@ -8,10 +8,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from casemate.agent.container import Container, Places
+from casemate.agent.process import Streams
+from casemate.agent.processes import Reaper
 from casemate.protocol.wire import RequestFailed
 from tests.unit.agent.box import Box, read_all
 
@@ -123,6 +126,23 @@ def test_what_does_not_concern_a_container_leaves_it_alone(box: Box) -> None:
     quiet.stdin.send_eof()
     assert quiet.output() == b"still here"
     assert box.ended.wait("quiet")["status"] == 5
+
+
+def test_the_number_of_a_process_that_has_ended_is_nobody_elses(tmp_path: Path) -> None:
+    """Its status has been taken, and the kernel has given its number to another process: this one, say."""
+    (tmp_path / "containers/1").mkdir(parents=True)
+    places = Places(str(tmp_path), str(tmp_path), str(tmp_path), ("false",))
+    container = Container("c", 1, places, Reaper(), cast(Any, None), dict)
+    container._init.pid = os.getpid()
+    for ask in (
+        lambda: container.namespace("mnt"),
+        lambda: container.exec(
+            {"exec_id": "e", "user": "", "process": {"args": ["true"], "cwd": "/"}}, Streams(cast(Any, None), {})
+        ),
+    ):
+        with pytest.raises(RequestFailed) as caught:
+            ask()
+        assert caught.value.code == "no-such-container"
 
 
 def test_the_end_of_a_container_ends_its_other_processes_first(box: Box) -> None:

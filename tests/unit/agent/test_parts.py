@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.agent import cgroup, command, machine
+from casemate.agent import cgroup, command, devices, machine
 from casemate.agent.cgroup import Cgroup
 from casemate.agent.pumps import Output
 from casemate.agent.system import get_id, open_in_root, open_regular, read_text, write_text
+from casemate.agent.terminal import ConsoleSocket
 from casemate.protocol import threads
 from casemate.protocol.wire import RequestFailed, StreamClosed
 
@@ -79,6 +80,37 @@ def test_reaper(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", REAPER, str(SOURCE), str(tmp_path / "out")]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_flood_of_news_does_not_make_waiting_endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flood:
+        """A socket that always has news, as where a container makes and removes interfaces without end."""
+
+        def __init__(self, *_: int) -> None:
+            self.fds = os.pipe()
+            os.write(self.fds[1], b"add@/devices")
+
+        def bind(self, address: object) -> None:
+            pass
+
+        def fileno(self) -> int:
+            return self.fds[0]
+
+        def recv(self, size: int) -> bytes:
+            return b"add@/devices"
+
+        def close(self) -> None:
+            for fd in self.fds:
+                os.close(fd)
+
+    monkeypatch.setattr(devices, "socket", Flood)
+    assert devices.wait_for(lambda: None, 0.05) is None
+
+
+def test_a_socket_for_terminals_may_go_with_its_container(tmp_path: Path) -> None:
+    console = ConsoleSocket(f"{tmp_path}/s")
+    os.unlink(console.path)
+    console.close()
 
 
 def test_whoever_keeps_a_pipe_full_holds_up_no_exit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,20 @@ def test_layouts_of_control_groups(tmp_path: Path) -> None:
     assert read(odd + first + odd + second) == old + new
     here = read("31 23 0:28 / /caf\u00e9\\040\udcff rw - cgroup cgroup rw,pids\n")
     assert here == [("/caf\u00e9 \udcff", {"pids"}, False)]
+
+
+@given(st.lists(st.binary(min_size=1).filter(lambda name: b"\0" not in name)))
+def test_no_mount_of_anybodys_hides_control_groups(names: list[bytes]) -> None:
+    group = b"32 31 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    lines = [group]
+    for name in names:
+        escaped = b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in name)
+        lines = [b"38 31 0:34 / /%s rw - fuse.x %s rw\n" % (escaped, escaped), *lines]
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(lines))
+        file.flush()
+        found = cgroups.hierarchies(file.name)
+    assert [str(one.mount) for one in found] == ["/sys/fs/cgroup/memory"]
 
 
 def test_routes_that_the_network_would_hide(tmp_path: Path) -> None:

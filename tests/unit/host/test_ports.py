@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import selectors
@@ -141,6 +142,29 @@ def test_ends_that_abort_at_the_same_time_end_their_connection_and_no_other(serv
         sock.close()
     for fd in (wake_read, wake_write):
         os.close(fd)
+
+
+def test_a_connection_that_cannot_be_watched_leaves_nothing(
+    server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wake = os.eventfd(0)
+    loop = ports._Loop(wake)
+    with socket.create_server((LOOPBACK, 0)) as front:
+        listener = ports._Listener(loop, front, server.getsockname()[:2])
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "no more may be watched")
+
+        with socket.create_connection(front.getsockname(), timeout=10) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(loop.selector, "register", full)
+                listener.sock.setblocking(False)
+                listener._accept(selectors.EVENT_READ)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    assert (loop.connections, loop.closing, loop.timers) == (0, [], [listener._tick])
+    loop.selector.close()
+    os.close(wake)
 
 
 def test_connections_are_bounded_and_the_next_waits_its_turn(

@@ -66,6 +66,28 @@ def test_only_a_keeper_is_taken_for_the_keeper(made: Container, impostor: subpro
     release(made)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a program as another user")
+def test_another_users_process_is_not_taken_for_the_keeper(made: Container, tmp_path: Path) -> None:
+    """Everybody sees a keeper's command line, and can start a program with the same."""
+    place = tmp_path / "of-another"
+    place.mkdir(mode=0o755)
+    (place / "casemate.keeper").write_text("echo up; read word\n")
+    (place / "casemate.keeper").chmod(0o644)
+    process = subprocess.Popen(
+        ["python3", "-m", "casemate.keeper", str(made.path)], executable="/bin/sh", cwd=place, user=65534, group=65534,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        assert reap.keeper_pidfd(made) is None
+        made.write_state(ContainerState(status="running", pid=process.pid))
+        assert reap.keeper_pidfd(made) is None
+    finally:
+        process.kill()
+        process.communicate()
+    release(made)
+
+
 @pytest.mark.parametrize("state", ["without a pid", "damaged"])
 def test_a_keeper_is_found_without_the_state(made: Container, state: str) -> None:
     if state == "damaged":

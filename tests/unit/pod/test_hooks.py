@@ -143,10 +143,13 @@ def test_the_state_object_has_what_the_specification_wants() -> None:
     assert hooks.state({"ociVersion": "1.0.2"}, "c", "running", 7, "/b")["pid"] == 7
 
 
-def test_a_hook_ends_with_whoever_waits_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_hook_ends_with_whoever_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
     """As a signal does to the command that makes a container."""
-    pid = tmp_path / "pid"
-    os.mkfifo(pid)
+    runs = tmp_path / "runs"
+    os.mkfifo(runs)
+    found: list[int] = []
+    spawn = os.posix_spawn
 
     class Interrupted(KeyboardInterrupt):
         pass
@@ -154,22 +157,32 @@ def test_a_hook_ends_with_whoever_waits_for_it(tmp_path: Path) -> None:
     def interrupt(*_: object) -> None:
         raise Interrupted
 
-    def told() -> None:
-        found.append(int(pid.read_text()))
-        os.kill(os.getpid(), signal.SIGUSR2)
+    def watched(*arguments: Any, **named: Any) -> int:
+        found.append(spawn(*arguments, **named))
+        if at_once:
+            signal.raise_signal(signal.SIGTERM)
+        return found[0]
 
-    found: list[int] = []
-    before = signal.signal(signal.SIGUSR2, interrupt)
+    def told() -> None:
+        runs.read_text()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    monkeypatch.setattr(os, "posix_spawn", watched)
     thread = threading.Thread(target=told)
-    thread.start()
+    before = signal.signal(signal.SIGTERM, interrupt)
+    script = "exec sleep 1000" if at_once else f"echo >{runs}; exec sleep 1000"
     try:
+        if not at_once:
+            thread.start()
         with pytest.raises(Interrupted):
-            hooks.run(spec(shell(f"echo $$ >{pid}; exec sleep 1000")), "prestart", STATE)
+            hooks.run(spec(shell(script)), "prestart", STATE)
     finally:
-        signal.signal(signal.SIGUSR2, before)
-        thread.join()
+        if not at_once:
+            thread.join()
+        signal.signal(signal.SIGTERM, before)
     with pytest.raises(ProcessLookupError):
         os.kill(found[0], 0)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {*hooks.ENDING}
 
 
 def test_a_variable_without_a_name_fails_its_hook_and_no_other(tmp_path: Path) -> None:

@@ -148,6 +148,18 @@ def test_a_namespace_that_is_not_there_is_told(kind: str) -> None:
 # ---- mounts
 
 
+@pytest.mark.parametrize(
+    ("options", "read_only", "deep"),
+    [
+        (["rro"], True, True), (["ro"], True, False), (["rro", "ro"], True, False), (["rro", "rw"], False, False),
+        ([], False, False),
+    ],
+)
+def test_read_only_may_be_meant_for_all_mounts_below(options: list[str], read_only: bool, deep: bool) -> None:
+    made = mounts({"destination": "/a", "type": "bind", "source": "/dir", "options": ["rbind", *options]})
+    assert (made.volumes[0].read_only, made.volumes[0].deep) == (read_only, deep)
+
+
 def test_bind_mounts_are_numbered_in_their_order() -> None:
     made = mounts(
         {"destination": "/t", "type": "tmpfs", "options": ["size=1m", "tmpcopyup", "mode=1777"]},

@@ -720,6 +720,40 @@ def test_an_exec_that_is_not_served_is_ended(house: House, monkeypatch: pytest.M
     house.exec("one", "e1")
 
 
+def test_an_exec_that_nobody_hears_of_is_ended(house: House) -> None:
+    house.running("one")
+    house.sandbox.block["exec"] = threading.Event()
+    reached = house.sandbox.reached["exec"] = threading.Event()
+    peer = Peer()
+    house.spare.append(peer)
+    connection = house.client._connect(10)
+    request = {"op": "exec", "id": "one", "exec": "e", "process": {"args": ["x"]}, "fds": ["standin"]}
+    connection.send(request, (peer.socket.fileno(),))
+    peer.socket.close()
+    assert reached.wait(5)
+    connection.close()
+    house.sandbox.block["exec"].set()
+    assert peer.wait() == 128 + 9
+    assert house.store.get("one").status == "running"
+
+
+def test_no_end_depends_on_a_thread_more(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "EXEC_SECONDS", 0.3)
+    peer = house.running("one")
+    execution = house.exec("one", "e")
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name in ("oom", "kill", "words"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    house.sandbox.end("one", None, 137, oom=True, signal=9)
+    assert (peer.wait(), execution.wait()) == (137, 137)
+    assert house.store.get("one").oom_killed
+
+
 def test_execs_are_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "MAX_EXECS", 2)
     house.running("one")

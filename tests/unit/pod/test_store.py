@@ -355,10 +355,11 @@ def test_two_may_remove_at_once(store: PodStore) -> None:
     pod, _ = made(store, "stopped")
     end(pod)
     errors: list[Exception] = []
+    removed: list[bool] = []
 
     def remove() -> None:
         try:
-            store.remove("one", force=True)
+            removed.append(store.remove("one", force=True))
         except Exception as error:
             errors.append(error)
 
@@ -367,6 +368,7 @@ def test_two_may_remove_at_once(store: PodStore) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert sorted(removed) == [False] * 5 + [True]
     assert errors == [] and store.ids() == [] and os.listdir(store.pods_path) == []
 
 

@@ -18,6 +18,7 @@ from casemate.errors import AgentError, CasemateError, NoSuchContainer, NotRunni
 from casemate.pod import client as client_module
 from casemate.pod.model import Record
 from casemate.runtime_cli import main as program
+from casemate.runtime_cli import making
 from casemate.runtime_cli.main import COMMANDS, main
 
 SPEC: dict[str, Any] = {
@@ -38,6 +39,7 @@ class Store:
         self.records: dict[str, Record] = {}
         self.specs: dict[str, dict[str, Any]] = {}
         self.removed: list[tuple[str, bool]] = []
+        self.first = True
 
     def add(self, id: str, status: str, **rest: Any) -> Record:
         record = Record(
@@ -62,10 +64,11 @@ class Store:
     def list(self) -> list[Record]:
         return list(self.records.values())
 
-    def remove(self, id: str, *, force: bool = False) -> None:
+    def remove(self, id: str, *, force: bool = False) -> bool:
         self.get(id)
         self.removed.append((id, force))
         del self.records[id]
+        return self.first
 
 
 class Client:
@@ -301,6 +304,27 @@ def test_delete(run: Run, store: Store, tmp_path: Path) -> None:
     assert (result.status, store.removed, len(result.warnings)) == (0, [("a", False)], 1)
     state = json.loads((tmp_path / "state").read_text())
     assert (state["status"], state["bundle"], "pid" in state) == ("stopped", "/b", False)
+
+
+def test_of_two_that_delete_at_once_one_runs_the_hooks(run: Run, store: Store, tmp_path: Path) -> None:
+    store.add("a", "stopped")
+    store.specs["a"] = {**SPEC, "hooks": {"poststop": [{"path": "/bin/touch", "args": ["touch", f"{tmp_path}/ran"]}]}}
+    store.first = False
+    assert run("delete", "--force", "a").status == 0
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_that_does_not_start_is_deleted_with_its_hooks(
+    run: Run, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add("a", "created")
+    hook = {"path": "/bin/touch", "args": ["touch", f"{tmp_path}/ran"]}
+    spec = store.specs["a"] = {**SPEC, "hooks": {"poststop": [hook]}}
+    client: Any = Client(store, "p")
+    monkeypatch.setattr(making, "make", lambda *_, **__: making.Made("a", 1, client, spec, None))
+    Client.trouble = AgentError("not today")
+    assert run("run", "--detach", "a").errors == ["casemate-runtime run failed: not today"]
+    assert store.removed == [("a", True)] and (tmp_path / "ran").exists()
 
 
 def test_deleting_what_is_not_there(run: Run) -> None:

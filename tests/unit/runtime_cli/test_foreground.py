@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -74,3 +76,34 @@ def test_input_is_carried_to_the_terminal(tmp_path: object) -> None:
     done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, timeout=60)
     expected = subprocess.run(["cksum"], input=data[:100000], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, expected.stdout)
+
+
+def test_output_is_not_lost_where_standard_output_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    os.set_blocking(reader, False)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(writer, bytes(4096))
+    poll = select.poll
+
+    def poll_when_there_is_room() -> select.poll:
+        assert len(os.read(reader, filled)) == filled
+        return poll()
+
+    made = console.Console(None)
+    saved = os.dup(1)
+    try:
+        os.write(made.slave, b"hello")
+        os.dup2(writer, 1)
+        monkeypatch.setattr(select, "poll", poll_when_there_is_room)
+        shown = Foreground(made)._show()
+    finally:
+        os.dup2(saved, 1)
+        monkeypatch.undo()
+        os.close(saved)
+        os.close(writer)
+        made.close()
+    assert shown and os.read(reader, 100) == b"hello"
+    os.close(reader)

@@ -73,6 +73,13 @@ def test_setup_refuses_unknown_arguments(arguments: list[str]) -> None:
     assert "unknown argument" in done.stderr and done.stdout == ""
 
 
+@pytest.mark.parametrize("arguments", [["--kernel"], ["--kernel", "newest"], ["--kernel", "minimal", "--kernel", ""]])
+def test_setup_knows_two_kernels(arguments: list[str]) -> None:
+    done = subprocess.run([TOP / "scripts/setup", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no kernel is called" in done.stderr and done.stdout == ""
+
+
 def test_help_lists_every_target() -> None:
     makefile = (TOP / "Makefile").read_text()
     phony = next(line for line in makefile.splitlines() if line.startswith(".PHONY:")).split()[1:]

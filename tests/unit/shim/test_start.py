@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +126,7 @@ def test_start_prints_an_address_and_leaves_a_shim(shims: Shims) -> None:
     assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == min(1000, own + 1)
     shims.ask(address, "Shutdown", id="box")
     _until(lambda: _gone(pid))
-    assert list(shims.sockets.iterdir()) == []
+    assert [path.name for path in shims.sockets.iterdir()] == [start.LOCK]
 
 
 @pytest.mark.parametrize(("newest", "version"), [("2", 2), ("3", 3), ("9", 3), ("1", 2)])
@@ -151,6 +154,28 @@ def test_the_socket_of_a_dead_shim_is_taken_over(shims: Shims) -> None:
     _until(lambda: not ttrpc.answers(address.removeprefix("unix://")))
     assert shims.start(bundle) == address
     assert len(shims.pids) == 2
+
+
+def test_of_many_starts_at_once_one_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that has its name and does not listen yet is not taken for a dead shim's."""
+    sockets = Path(tempfile.mkdtemp(prefix="cm"))
+    path = str(sockets / "s")
+    ttrpc.listen(path).close()  # a dead shim's
+    listen = socket.socket.listen
+
+    def slow(sock: socket.socket, backlog: int) -> None:
+        time.sleep(0.05)
+        listen(sock, backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", slow)
+    try:
+        with ThreadPoolExecutor(8) as many:
+            made = [one for one in many.map(lambda _: start.bind(path), range(8)) if one is not None]
+        assert len(made) == 1
+        assert ttrpc.answers(path)
+        made[0].close()
+    finally:
+        shutil.rmtree(sockets)
 
 
 def test_descriptors_of_whoever_started_containerd_are_not_kept(shims: Shims) -> None:
@@ -195,6 +220,26 @@ def test_delete_removes_what_a_dead_shim_left(shims: Shims) -> None:
     again = shims.run(bundle, "-namespace", "tests", "-id", "box", "delete")
     assert (again.returncode, again.stderr) == (0, b"")
     assert (shims.tmp / "runtime" / "tests" / "calls").read_text() == calls  # nothing was left to be asked for
+
+
+@pytest.mark.parametrize("left", [".new-1-1-0badcafe", "f" * 64])
+def test_delete_has_taken_away_what_is_left_of_a_create_without_a_record(shims: Shims, left: str) -> None:
+    """The runtime was killed when it had a sandbox and no container yet. A sandbox that lives is no such thing."""
+    bundle = shims.bundle("box")
+    value = {"binary_name": str(FAKE), "root": str(shims.tmp / "runtime")}
+    (bundle / options.FILE).write_text(json.dumps(value))
+    pods = shims.tmp / "runtime" / "tests" / ".pods"
+    words = ("-namespace", "tests", "-id", "box", "-bundle", str(bundle), "delete")
+    calls = shims.tmp / "runtime" / "tests" / "calls"
+    (pods / ("a" * 64)).mkdir(parents=True)
+    with open(pods / ("a" * 64) / "lock", "w") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        assert shims.run(bundle, *words).returncode == 0
+        assert not calls.exists()
+        (pods / left).mkdir()
+        (pods / left / "lock").touch()
+        assert shims.run(bundle, *words).returncode == 0
+        assert json.loads(calls.read_text().splitlines()[0])[:3] == ["delete", "--force", "box"]
 
 
 def test_delete_does_not_depend_on_a_bundle(shims: Shims) -> None:

@@ -278,6 +278,7 @@ def test_streams_that_cannot_be(world: World, tmp_path: Path) -> None:
     for name, code in (
         ("/no/such/fifo", status.UNKNOWN), ("ftp://host/file", status.INVALID_ARGUMENT),
         ("binary:///no/such/program", status.UNKNOWN), ("file:///proc/no/file", status.UNKNOWN),
+        (f"file://{world.fifo('nobody-reads')}", status.UNKNOWN), (str(tmp_path), status.UNKNOWN),
     ):
         with pytest.raises(StatusError) as caught:
             world.create("box", "true", stdin=world.fifo(f"in{code}{len(name)}"), stdout=name, stderr=name)

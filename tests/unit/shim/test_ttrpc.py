@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -73,6 +74,7 @@ class Service:
         table = messages.KILL_REQUEST
         service: ttrpc.Service = {
             "Echo": (table, table, self._echo), "Hold": (table, table, lambda call, _: self.held.append(call)),
+            "Wait": (table, table, lambda call, _: self.held.append(call)),
             "Refuse": (table, table, self._refuse), "Break": (table, table, self._break),
             "Large": (messages.EMPTY, messages.STATE_RESPONSE, self._large),
             "Wrong": (table, messages.START_RESPONSE, self._wrong),
@@ -238,6 +240,33 @@ def test_requests_in_flight_are_bounded(service: Service, monkeypatch: pytest.Mo
     assert service.loop.run_until(service.ask(client, "Echo", signal=1), 10)["signal"] == 1
 
 
+def test_whoever_gave_up_waiting_is_kept_from_nothing_else(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of containerd's that goes away while it waits for a process leaves the request behind."""
+    monkeypatch.setattr(ttrpc, "MAX_WAITS", 3)
+    client = service.client()
+    for _ in range(3):
+        service.ask(client, "Wait")
+    with pytest.raises(StatusError) as caught:
+        service.loop.run_until(service.ask(client, "Wait"), 10)
+    assert caught.value.code == status.RESOURCE_EXHAUSTED
+    assert service.loop.run_until(service.ask(client, "Echo", signal=1), 10)["signal"] == 1
+
+
+def test_a_connection_that_ends_leaves_no_request_behind(service: Service) -> None:
+    client = service.client()
+    service.ask(client, "Wait", seconds=1000.0)
+    while not service.held:
+        service.loop.turn(1)
+    call, over = service.held[0], Future()
+    call.on_over = over.set
+    client.close()
+    service.loop.run_until(over, 10)
+    call.reply({"signal": 1})  # for nobody
+    assert service.complaints == []
+
+
 def test_a_peer_that_takes_no_answers_is_cut_off(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ttrpc, "MAX_UNSENT", 1 << 20)
     sock = service.raw()
@@ -282,7 +311,16 @@ def test_the_socket_is_ours_alone(tmp_path: Path) -> None:
     assert ttrpc.answers(str(path))
     with pytest.raises(OSError, match="in use"):
         ttrpc.listen(str(path))
-    sock.close()
+    waiting = []
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(1000):  # until it has more connections than it can put off
+            waiting.append(socket.socket(socket.AF_UNIX))
+            waiting[-1].setblocking(False)
+            waiting[-1].connect(str(path))
+    assert len(waiting) < 1000
+    assert ttrpc.answers(str(path))  # whoever has much to do is not dead
+    for one in (*waiting, sock):
+        one.close()
     assert not ttrpc.answers(str(path))
     assert not ttrpc.answers(str(tmp_path / "nothing"))
 

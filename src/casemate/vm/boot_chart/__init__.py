@@ -49,6 +49,7 @@ class Chart:
         phases: in order.
         calls: the kernel's initialisers, the longest first, where it was told to say.
         gaps: the longest silences between two messages of the kernel: the later one's text, length, when it came.
+        cpu: milliseconds that the VMM had computed when the agent greeted.
         memory: bytes that the guest has, and bytes that are available in it, once its container has run.
     """
 
@@ -56,6 +57,7 @@ class Chart:
     phases: tuple[Phase, ...]
     calls: tuple[Call, ...] = ()
     gaps: tuple[Call, ...] = ()
+    cpu: float = 0.0
     memory: tuple[int, int] = (0, 0)
 
     @property

@@ -73,7 +73,8 @@ def chart(seen: Seen, title: str) -> Chart:
     total, available = (seen.facts.get(key) for key in ("mem_total", "mem_available"))
     memory = (total, available) if isinstance(total, int) and isinstance(available, int) else (0, 0)
     return Chart(
-        title, tuple(phases), tuple(calls(messages)), tuple(gaps(messages, begun.at if begun else 0.0)), memory
+        title, tuple(phases), tuple(calls(messages)), tuple(gaps(messages, begun.at if begun else 0.0)), seen.cpu,
+        memory,
     )
 
 

@@ -35,12 +35,14 @@ class Seen:
     ``host`` has moments by ``time.monotonic``, in seconds: ``created`` (the VMM's program is about to be started),
     ``answered`` (it obeys), ``hello`` (the agent has greeted), ``exited`` (the container's end was heard of),
     ``closed`` (no process of the machine is left). ``marks`` has the agent's, in nanoseconds of its clock, ``guest``
-    is that clock's zero by the host's. ``log`` is the kernel's, ``facts`` what is known of the machine.
+    is that clock's zero by the host's. ``cpu`` is what the VMM had computed when the agent greeted, in milliseconds,
+    which a busy host falsifies less than the time. ``log`` is the kernel's, ``facts`` what is known of the machine.
     """
 
     host: dict[str, float] = field(default_factory=dict)
     marks: list[tuple[str, int]] = field(default_factory=list)
     guest: float = 0.0
+    cpu: float = 0.0
     log: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -104,6 +106,7 @@ def measure(config: Config, *, memory_mib: int, append: Sequence[str] = ()) -> S
         finally:
             os.close(netns)
         seen.host["hello"] = time.monotonic()
+        seen.cpu = _computed(machine.vm().pid)
         streams = machine.calls.begin(
             (identifier, None), "container.run", _request(identifier), terminal=False, stdin=False, size=None
         )
@@ -126,6 +129,11 @@ def measure(config: Config, *, memory_mib: int, append: Sequence[str] = ()) -> S
         uids.release(identifier, config)
     seen.host["closed"] = seen.host["exited"] + time.monotonic() - asked
     return seen
+
+
+def _computed(pid: int) -> float:
+    """Milliseconds that all threads of a process have computed. Source: ``proc_pid_schedstat`` of the kernel."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e6
 
 
 def _root(root: Path) -> None:

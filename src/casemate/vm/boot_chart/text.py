@@ -19,9 +19,10 @@ def render(chart: Chart) -> str:
         figures = f"{phase.begin:>8.1f} {phase.length:>8.1f}"
         lines.append(f"{phase.where:<10} {phase.name:<{names}} {figures}  {bar}")
     lines.append(f"{'':<10} {'together':<{names}} {'':>8} {chart.total:>8.1f}")
+    lines += ["", f"Computed by the VMM until the agent's hello: {chart.cpu:.0f} ms"]
     total, available = chart.memory
     if total:
-        lines += ["", f"Memory of the guest: {total >> 20} MiB, {(total - available) >> 20} MiB of it in use"]
+        lines += [f"Memory of the guest: {total >> 20} MiB, {(total - available) >> 20} MiB of it in use"]
     lines += _table("The kernel's longest silences, and what ended them", chart.gaps)
     lines += _table("The kernel's longest initialisers (saying so makes them all slower)", chart.calls)
     return "\n".join(lines)

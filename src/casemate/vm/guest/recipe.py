@@ -73,7 +73,7 @@ ARCHITECTURES = {
 
 KERNEL_SOURCE = "linux-source-6.1"
 """The package that the minimal kernel is built from."""
-KERNEL_FILES = 2400
+KERNEL_FILES = 2000
 """About how many files of it are compiled; only people read this, to know how long it will take."""
 
 BASE_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "virtiofs")
