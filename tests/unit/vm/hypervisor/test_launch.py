@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,18 @@ def test_a_child_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ChildProcessError):
         os.waitpid(children[0], 0)  # reaped already
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_holes_are_not_punched(tmp_path: Path) -> None:
+    """The program is told that it has, and everything else of it works."""
+    path = tmp_path / "file"
+    punch = "import os, ctypes; libc = ctypes.CDLL(None, use_errno=True); fd = os.open({!r}, os.O_RDWR); {}"
+    call = "libc.fallocate(fd, ctypes.c_int({}), ctypes.c_long(0), ctypes.c_long(4096))"
+    for mode, kept, left in ((3, True, b"x"), (3, False, b"\0"), (16 | 1, True, b"\0")):
+        path.write_bytes(b"x" * 8192)
+        code = punch.format(str(path), f"raise SystemExit({call.format(mode)} & 1)")
+        jail = Confinement(os.getuid(), os.getgid(), keep_files=kept)
+        process = launch.spawn([sys.executable, "-c", code], jail)
+        assert process.wait(30) == 0, (mode, kept)
+        process.close()
+        assert path.read_bytes()[:1] == left, (mode, kept)
