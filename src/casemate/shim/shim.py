@@ -193,4 +193,5 @@ def take_exit_signals(loop: Loop, shim: Shim) -> None:
         signal.signal(number, lambda signum, _: seen.append(signum))
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever started us may have blocked some, ends of children too
     loop.on_wake.append(look)

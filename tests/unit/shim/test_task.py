@@ -417,3 +417,20 @@ def test_a_shim_serves_whoever_connects_again(world: World) -> None:
     world.client = world.connect()
     assert world.call("State", id="box")["status"] == messages.RUNNING
     world.remove("box")
+
+
+def test_signals_that_somebody_has_blocked_come_all_the_same(tmp_path: Path) -> None:
+    blocked = (signal.SIGCHLD, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        world = World(tmp_path)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+    try:
+        world.run("box", "sh", "-c", "exit 3")
+        assert world.call("Wait", id="box")["exit_status"] == 3
+        world.call("Delete", id="box")
+        world.process.terminate()
+        assert world.process.wait(20) == 0
+    finally:
+        world.close()
