@@ -35,6 +35,9 @@ CONTROL_SECONDS = 5.0
 """How long the control waits for that: it is quick where nothing stays."""
 TRIES = 5
 """How often a round is begun anew because its victim was not there."""
+AGAIN = 3
+OUTLIVED = ("client", "runtime", "exec stand-in", "containerd", "dockerd")
+"""The container outlives these when they die in an exec; so that many die before it is removed."""
 CONTROLS = 6
 """How often the control does the same, to see what the engine leaves by itself."""
 CRASH = (
@@ -72,6 +75,13 @@ def processes(group: str = "") -> list[Process]:
             words = Path(f"/proc/{name}/cmdline").read_text(errors="replace").rstrip("\0").replace("\0", " ")
             found.append(Process(int(name), int(parent), words))
     return found
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def numbers(pid: int) -> tuple[int, ...]:
@@ -189,9 +199,14 @@ class Arena(ABC):
         """The process of a daemon."""
         raise ValueError(victim)
 
-    def find(self, victim: str, name: str, command: subprocess.Popen[bytes]) -> list[int]:
-        """The processes that a victim's name stands for at this moment."""
+    def find(self, victim: str, name: str, command: subprocess.Popen[bytes] | None) -> list[int]:
+        """The processes that a victim's name stands for at this moment.
+
+        Arguments:
+            command: the step's, the client; None before it has begun.
+        """
         if victim == "client":
+            assert command is not None
             tree = [command.pid]
             everybody = processes()
             for pid in tree:
@@ -248,7 +263,7 @@ class Kills:
     _compared: set[tuple[str, str]] = field(default_factory=set)
 
     def run(self, count: int) -> None:
-        """So many kills that land; ``CASEMATE_KILL_ROUNDS`` overrides how many.
+        """So many rounds with kills that land; ``CASEMATE_KILL_ROUNDS`` overrides how many.
 
         Raises:
             AssertionError: a container could not be removed, or something was left.
@@ -264,16 +279,16 @@ class Kills:
                 victim, step = deck.pop()
                 one = random.Random(rng.random())  # a round that is begun again changes nothing for those after it
                 for attempt in range(TRIES):
-                    hit = self._round(self.arena, victim, step, one, attempt)
-                    if hit is not None:
+                    hits, problems = self._round(self.arena, victim, step, one, attempt)
+                    if hits or problems:
                         break
                     print(f"{number}: no {victim} during {step}", flush=True)
                 else:
                     self.missed[victim, step] += 1
                     continue
-                self.landed[victim, step] += 1
-                print(f"{number}: {victim} during {step}", flush=True)
-                for problem in hit:
+                self.landed[victim, step] += hits
+                print(f"{number}: {victim} during {step} ({hits})", flush=True)
+                for problem in problems:
                     print(f"  {problem}", flush=True)
                     if self._engines_own(victim, step, problem):
                         self.allowed[_plain(problem)] += 1
@@ -283,7 +298,7 @@ class Kills:
         finally:
             print(self.table(), flush=True)
         assert not self.problems, f"{SEED_VARIABLE}={self.seed}\n" + "\n".join(self.problems) + f"\n{self.table()}"
-        assert sum(self.landed.values()) >= count * 0.8, f"most kills found nobody\n{self.table()}"
+        assert sum(self.missed.values()) <= count / 4, f"too many kills found nobody\n{self.table()}"
 
     def table(self) -> str:
         """What was hit: a line for each victim, a column for each step."""
@@ -321,17 +336,20 @@ class Kills:
 
     def _round(
         self, arena: Arena, victim: str, step: str, rng: random.Random, attempt: int, patience: float = GONE_SECONDS
-    ) -> list[str] | None:
-        """One container's life up to a kill; what was wrong after it, None when nobody was hit."""
+    ) -> tuple[int, list[str]]:
+        """One container's life up to a kill; how many were hit, and what was wrong after it."""
         before = arena.snapshot()
         name = self._new()
         arena.prepare(victim, step, name)
-        hit, tries = False, TRIES if step == "exec" else 1  # another exec needs no other container
+        hits, tries = 0, TRIES if step == "exec" else 1  # another exec needs no other container
+        wanted = AGAIN if step == "exec" and victim in OUTLIVED else 1
         for again in range(tries):
-            command, hit = self._strike(arena, victim, step, name, rng, attempt + again)
-            if hit or again == tries - 1:
+            command, hit = self._strike(arena, victim, step, name, rng, attempt + again - hits)
+            hits += hit
+            if hits == wanted or again == tries - 1:
                 break
-            command.wait(STEP_SECONDS)
+            _let(command, STEP_SECONDS)
+            arena.recover()
         problems = []
         try:
             command.wait(STEP_SECONDS)
@@ -349,7 +367,7 @@ class Kills:
         problems += [f"left: {line}" for line in sorted(left)]
         if left:
             arena.clear(left)
-        return problems if hit or problems else None
+        return hits, problems
 
     def _strike(
         self, arena: Arena, victim: str, step: str, name: str, rng: random.Random, attempt: int
@@ -358,11 +376,13 @@ class Kills:
         seconds = arena.seconds[step] * 0.3**attempt
         # Whoever is there when a removal begins has gone before it ends.
         moment, late = rng.random() ** (2 if step == "delete" else 1) * seconds, rng.random() ** 2 * seconds / 2
+        # Whoever is there already need not be sought when the moment has come.
+        found = [] if victim == "client" else arena.find(victim, name, None)
         command = arena.begin("create" if step == "start" and arena.wait_status else step, name)
         if step == "start" and arena.wait_status:
             _look(command, lambda: any(one.get("status") == arena.wait_status for one in arena.records()))
         _let(command, moment)
-        found = arena.find(victim, name, command)
+        found = found or arena.find(victim, name, command)
         if not found:  # not yet: from its first moment on then
             _look(command, lambda: bool(arena.find(victim, name, command)))
             _let(command, late)
@@ -370,9 +390,10 @@ class Kills:
         hit = False
         if command.poll() is None and found:
             for pid in [rng.choice(found)] if victim == "file server" else found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGUSR1 if victim == "agent" and arena.ours else signal.SIGKILL)
-                    hit = True
+                if _lives(pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGUSR1 if victim == "agent" and arena.ours else signal.SIGKILL)
+                        hit = True
         return command, hit
 
     def _engines_own(self, victim: str, step: str, problem: str) -> bool:
@@ -386,7 +407,7 @@ class Kills:
         arena, rng = self.control(), random.Random(self.seed)
         self._measure(arena)
         for _ in range(CONTROLS):
-            own.update(map(_plain, self._round(arena, victim, step, rng, 0, CONTROL_SECONDS) or ()))
+            own.update(map(_plain, self._round(arena, victim, step, rng, 0, CONTROL_SECONDS)[1]))
             if plain in own:
                 break
         return plain in own

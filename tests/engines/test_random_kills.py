@@ -81,7 +81,7 @@ class Engine(Arena):
         """A daemon's process."""
         return [service.pid() for service in self.services if service.name == victim and service.alive()]
 
-    def find(self, victim: str, name: str, command: subprocess.Popen[bytes]) -> list[int]:
+    def find(self, victim: str, name: str, command: subprocess.Popen[bytes] | None) -> list[int]:
         """With runc there is the container's own process in place of all that holds a machine."""
         if self.ours or victim in ("client", "containerd", "dockerd", "shim"):
             return super().find(victim, name, command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from typing import Any
 
@@ -32,9 +33,10 @@ class CommandLine(kills.Arena):
         self._ids: list[str] = []
 
     def scene(self) -> list[Process]:
-        """Everybody, but of what is casemate's only what has this root."""
+        """Everybody, but of commands and keepers only those with this root."""
         root = str(self.runtime.root)
-        return [one for one in kills.processes() if "casemate" not in one.words or root in one.words]
+        others = re.compile("casemate-runtime |casemate.pod ")
+        return [one for one in kills.processes() if root in one.words or not others.search(one.words)]
 
     def records(self) -> list[dict[str, Any]]:
         """What is below its root."""
