@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from casemate.shim.loop import Steps
+    from casemate.shim.pumps import OutputPump
     from casemate.shim.ttrpc import Server
 
 FLUSH_SECONDS = 5.0
 """How long the last events may take when the shim ends."""
+MAX_LINGERING = 64
+"""Most outputs of deleted processes that wait for slow readers."""
 LINGER_SECONDS = 10.0
 """How long slow readers of the last output are waited for when the shim ends."""
 
@@ -57,7 +60,7 @@ class Shim:
         self.ending = False
         self.ended = Future()
         self._publisher = publisher
-        self._writing: list[Future] = []
+        self._writing: list[OutputPump] = []
         self._keepers: dict[str, pods.Keeper] = {}
         self._run = Future()
         """Where keepers have their sockets; it stays undone where that cannot be told, and the command line is used."""
@@ -154,9 +157,13 @@ class Shim:
 
     # --- the end ---
 
-    def keep_writing(self, futures: list[Future]) -> None:
-        """Output of deleted processes that a slow reader still takes."""
-        self._writing = [future for future in self._writing if not future.done] + futures
+    def keep_writing(self, pumps: list[OutputPump]) -> None:
+        """Output of deleted processes that a slow reader still takes. Of too many the oldest are given up: who has not
+        read them by then never will, and each holds up to a mebibyte."""
+        self._writing = [pump for pump in self._writing if not pump.done.done] + pumps
+        for pump in self._writing[:-MAX_LINGERING]:
+            pump.close()
+        self._writing = self._writing[-MAX_LINGERING:]
 
     def shut_down(self) -> None:
         """End the shim: no new connections now; the process ends when what is under way is done."""
@@ -171,7 +178,7 @@ class Shim:
 
     def _finish(self) -> Steps[None]:
         limit = time.monotonic() + LINGER_SECONDS
-        writing = [(future, LINGER_SECONDS) for future in self._writing]
+        writing = [(pump.done, LINGER_SECONDS) for pump in self._writing]
         for future, seconds in [(self._publisher.idle, FLUSH_SECONDS), *writing]:
             try:
                 yield self.loop.bounded(future, min(seconds, max(0.0, limit - time.monotonic())))

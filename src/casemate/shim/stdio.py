@@ -278,9 +278,9 @@ class Streams:
                     os.kill(pid, signum)
         yield ended
 
-    def unwritten(self) -> list[Future]:
+    def unwritten(self) -> list[OutputPump]:
         """The pumps that still write to a slow reader."""
-        return [pump.done for pump in self._outputs if not pump.done.done]
+        return [pump for pump in self._outputs if not pump.done.done]
 
     def _close_given(self) -> None:
         for number, fd in enumerate(self._given):

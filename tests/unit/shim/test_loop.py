@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from casemate.shim import shim as shim_module
 from casemate.shim.loop import READ, Future, Lock, Loop
+from casemate.shim.pumps import OutputPump
 
 
 @pytest.fixture
@@ -135,3 +139,39 @@ def test_one_callbacks_error_is_no_others(loop: Loop) -> None:
     assert seen == [b"a", b"b"]
     os.close(reader)
     os.close(writer)
+
+
+def test_only_so_many_slow_readers_are_waited_for(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers that are there and never read would have a shim grow with each process that is deleted."""
+    monkeypatch.setenv("CASEMATE_RUN", str(tmp_path))
+    monkeypatch.setattr(shim_module, "MAX_LINGERING", 2)
+    nobody = cast(Any, None)
+    shim = shim_module.Shim(loop, nobody, nobody, "tests", socket_directory=str(tmp_path))
+    pumps, readers = [], []
+    for _ in range(3):
+        source, process = os.pipe()
+        reader, sink = os.pipe()
+        for fd in (source, sink):
+            os.set_blocking(fd, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(sink, bytes(4096))
+        os.write(process, b"last words")
+        os.close(process)
+        pumps.append(OutputPump(loop, shim.arrivals, source, sink))
+        readers.append(reader)
+    loop.turn(0)
+    loop.turn(0)
+    for pump in pumps:
+        assert not pump.done.done
+        shim.keep_writing([pump])
+    assert [pump.done.done for pump in pumps] == [True, False, False]
+    for pump, reader in zip(pumps[1:], readers[1:], strict=True):
+        while not pump.done.done:
+            os.read(reader, 4096)
+            loop.turn(0)
+        assert os.read(reader, 1 << 16).endswith(b"last words")
+    for reader in readers:
+        os.close(reader)
