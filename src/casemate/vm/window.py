@@ -122,7 +122,7 @@ def receive(sock: socket.socket) -> Message | None:
         Broken: it is too large, or the peer ended in its midst.
         OSError: the connection broke.
     """
-    head, fds, _, _ = socket.recv_fds(sock, HEADER.size, MAX_FDS)
+    head, fds, _, _ = socket.recv_fds(sock, HEADER.size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     message = Message(0, 0, b"", list(fds))
     try:
         if not head:
@@ -144,7 +144,7 @@ def receive(sock: socket.socket) -> Message | None:
 def _rest(sock: socket.socket, left: int, fds: list[int]) -> bytes:
     parts = b""
     while len(parts) < left:
-        part, more, _, _ = socket.recv_fds(sock, left - len(parts), MAX_FDS)
+        part, more, _, _ = socket.recv_fds(sock, left - len(parts), MAX_FDS, socket.MSG_CMSG_CLOEXEC)
         fds += more
         if not part:
             raise Broken("the end in the midst of a message")

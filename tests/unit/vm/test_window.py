@@ -158,6 +158,7 @@ def test_a_conversation(ends: Ends) -> None:
     shown = window.receive(ends.server)
     assert shown is not None
     assert len(shown.fds) == 1
+    assert not os.get_inheritable(shown.fds[0])  # or programs that are started meanwhile would have it
     assert os.readlink(f"/proc/self/fd/{shown.fds[0]}") == "/memfd:region-1 (deleted)"
     shown.close()
 
