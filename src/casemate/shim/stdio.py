@@ -370,7 +370,7 @@ class ConsoleSocket:
     def _receive(self, _: int) -> None:
         assert self._connection is not None
         try:
-            _data, fds, _flags, _address = socket.recv_fds(self._connection, 4096, 4, socket.MSG_CMSG_CLOEXEC)
+            _data, fds, _flags, _address = socket.recv_fds(self._connection, 4096, 4)
         except BlockingIOError:
             return
         except OSError as error:
@@ -378,6 +378,7 @@ class ConsoleSocket:
             return
         self._loop.unwatch(self._connection.fileno())
         if len(fds) == 1 and os.isatty(fds[0]):
+            os.set_inheritable(fds[0], False)
             self.master.set(fds[0])
             return
         for fd in fds:

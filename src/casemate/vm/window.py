@@ -122,8 +122,8 @@ def receive(sock: socket.socket) -> Message | None:
         Broken: it is too large, or the peer ended in its midst.
         OSError: the connection broke.
     """
-    head, fds, _, _ = socket.recv_fds(sock, HEADER.size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-    message = Message(0, 0, b"", list(fds))
+    head, fds = _receive(sock, HEADER.size)
+    message = Message(0, 0, b"", fds)
     try:
         if not head:
             message.close()
@@ -141,10 +141,20 @@ def receive(sock: socket.socket) -> Message | None:
     return message
 
 
+def _receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """Bytes and descriptors, which programs that are started meanwhile do not get: ``socket.recv_fds`` cannot do so."""
+    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds += struct.unpack(f"={len(payload) // 4}i", payload[: len(payload) // 4 * 4])
+    return data, fds
+
+
 def _rest(sock: socket.socket, left: int, fds: list[int]) -> bytes:
     parts = b""
     while len(parts) < left:
-        part, more, _, _ = socket.recv_fds(sock, left - len(parts), MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        part, more = _receive(sock, left - len(parts))
         fds += more
         if not part:
             raise Broken("the end in the midst of a message")
