@@ -213,7 +213,8 @@ def test_an_added_process_with_a_terminal_of_a_size_asked_for_early(world: World
     world.run("box", "sleep", "60")
     out = world.fifo("out")
     output = world.reader(out)
-    world.add("box", "more", "sh", "-c", "sleep 0.2; stty size < /dev/tty", stdout=out, terminal=True)
+    script = "while [ \"$(stty size < /dev/tty)\" = '0 0' ]; do sleep 0.05; done; stty size < /dev/tty"
+    world.add("box", "more", "sh", "-c", script, stdout=out, terminal=True)
     world.call("ResizePty", id="box", exec_id="more", width=77, height=22)
     world.call("Start", id="box", exec_id="more")
     world.call("Wait", id="box", exec_id="more")
