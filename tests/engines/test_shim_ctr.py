@@ -284,6 +284,22 @@ def test_removed_and_started_again(ctr: Ctr) -> None:
     ctr.remove("a")
 
 
+@pytest.mark.feature("ctr run --cni")
+def test_a_pair_by_name(ctr: Ctr, tmp_path: Path) -> None:
+    """A web server and its client. ``ctr`` gives a container its network when that is made and before it starts."""
+    places = f"cp {engines.CNI_PLUGINS}/* /opt/cni/bin; cp {ctr.host.base}/cni/* /etc/cni/net.d"
+    ctr.host.out("sh", "-ec", f"mkdir -p /opt/cni/bin /etc/cni/net.d; {places}")
+    web = "mkdir -p /srv; echo served >/srv/index.html; exec httpd -f -p 80 -h /srv"
+    name = f"server-{ctr.kind}"  # nobody gives back the address of a detached one
+    with ctr.container(name, "sh", "-c", web, options=("--cni",)):
+        eventually(lambda: b"httpd" in ctr.exec(name, "ps").stdout, "it serves")
+        shown = ctr.exec(name, "ip", "-o", "-4", "address", "show", "dev", "eth0").stdout.decode()
+        (tmp_path / "hosts").write_text(f"{shown.split()[3].partition('/')[0]} server.test\n")
+        mount = f"type=bind,src={tmp_path}/hosts,dst=/etc/hosts,options=rbind:ro"
+        words = ("run", "--rm", "--cni", "--mount", mount, BOX, "client", "wget", "-q", "-O", "-", "http://server.test/")
+        assert ctr.out(*words) == "served"
+
+
 @pytest.mark.feature("restarts by labels")
 def test_restarted_by_containerd(ctr: Ctr) -> None:
     """containerd looks after containers with a label, and starts those that do not run."""

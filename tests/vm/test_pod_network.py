@@ -637,6 +637,24 @@ def test_many_changes_are_few_calls_and_the_last_one_is_right() -> None:
     in_lab(test)
 
 
+def test_who_asks_waits_until_all_of_before_is_told() -> None:
+    def test(lab: Lab) -> None:
+        netns = new_netns()
+        calls: list[list[Found]] = []
+        watch = Watch(netns, calls.append, lambda error: calls.append([]))
+        assert not watch.caught_up(0), "it has not begun"
+        watch.start([])
+        for number in range(6):
+            namespaces.in_netns(netns, lambda: sh(f"ip link add a{number} type veth peer name b{number}"))  # noqa: B023
+            assert watch.caught_up(WAIT)
+            assert f"a{number}" in [one.interface.name for one in calls[-1]]
+        watch.close()
+        assert not watch.caught_up(WAIT), "it has ended"
+        os.close(netns)
+
+    in_lab(test)
+
+
 def test_a_watch_that_was_overrun_reads_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     def test(lab: Lab) -> None:
         netns = new_netns()

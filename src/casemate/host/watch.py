@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -52,7 +53,9 @@ class Watch:
             raise NetworkError(f"cannot watch the network namespace: {error.strerror}") from None
         self._news.socket.setblocking(False)
         self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._ask = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()
+        self._asking: list[threading.Event] = []
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -63,6 +66,16 @@ class Watch:
                 return
             self._thread = threading.Thread(target=self._run, args=(list(known),), name="netns watch", daemon=True)
             self._thread.start()
+
+    def caught_up(self, seconds: float) -> bool:
+        """Have it look at once; whether all that was so when this was called has been told within that time."""
+        told = threading.Event()
+        with self._lock:
+            if self._closed or self._thread is None:
+                return False
+            self._asking.append(told)
+            os.eventfd_write(self._ask, 1)
+        return told.wait(seconds)
 
     def close(self) -> None:
         """Stop; waits for a call under way to end, but not for ever. May be called twice, and by the call itself."""
@@ -79,21 +92,31 @@ class Watch:
         self._news.close()
         self._question.close()
         os.close(self._end)
+        os.close(self._ask)
 
     def _run(self, known: list[Found]) -> None:
         waiting = select.poll()
         waiting.register(self._news.socket, select.POLLIN)
         waiting.register(self._end, select.POLLIN)
+        waiting.register(self._ask, select.POLLIN)
         try:
             while not self._closed:
+                with self._lock:
+                    asking, self._asking = self._asking, []
                 known = self._look(known)
+                for told in asking:
+                    told.set()
                 if any(fd == self._end for fd, _ in waiting.poll()):
                     return
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._ask)
                 self._drain()
         finally:
             with self._lock:
                 self._closed = True
                 self._free()
+                for told in self._asking:
+                    told.set()
 
     def _look(self, known: list[Found]) -> list[Found]:
         try:

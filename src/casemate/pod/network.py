@@ -94,6 +94,18 @@ class PodNetwork:
             self._watch = Watch(self._netns, self._changed, lambda error: self._log(f"network: {error}"))
             self._watch.start(self._seen)
 
+    def catch_up(self, seconds: float) -> None:
+        """Have the guest know all that is there by now, so that what starts next finds it. Some engines (``ctr run
+        --cni``) give a container its network between making and starting it.
+
+        Arguments:
+            seconds: how long that may take; it goes on afterwards, and nobody waits for it.
+        """
+        with self._closing:
+            watch = self._watch
+        if watch is not None and not watch.caught_up(seconds):
+            self._log(f"network: the guest does not have all of it after {seconds:g} s")
+
     def close(self) -> None:
         """Stop following, and give the interfaces back to their namespace, which may outlive the sandbox."""
         with self._closing:

@@ -64,6 +64,7 @@ class Operations:
                 raise ContainerError("cannot start an already running container")
             if status != "created":
                 raise ContainerError(f"cannot start a container in the {status} state")
+            self._keeper.catch_up()
             self._keeper.machine().start(container.name)
             container.update(("created",), status="running", started=time.time())
             self._keeper.feed.tell({"event": "start", "id": container.id, "exec": None, "at": time.time()})

@@ -48,6 +48,8 @@ OOM_INTERVAL = 15.0
 """How often it is made to see one."""
 CLOSE_SECONDS = 5.0
 """How long network and helpers may take to end, before the machine that they talk to is ended under them."""
+NETWORK_SECONDS = 10.0
+"""How long a start waits for what an engine has changed about the network since the sandbox was made."""
 DELETE_SECONDS = 15.0
 """How long a guest may take to let go of a stopped container, before that is removed without it."""
 
@@ -60,6 +62,9 @@ class Network(Protocol):
 
     def follow(self) -> None:
         """Carry over changes."""
+
+    def catch_up(self, seconds: float) -> None:
+        """Wait until those of before are."""
 
     def close(self) -> None:
         """Stop that."""
@@ -303,6 +308,11 @@ class PodKeeper:
         )
         with contextlib.suppress(OSError):
             self.pod.write(self.record)
+
+    def catch_up(self) -> None:
+        """Have the guest's network be what the engine has made by now."""
+        if self._network is not None:
+            self._network.catch_up(NETWORK_SECONDS)
 
     def _settle_network(self, spec: dict[str, Any]) -> None:
         """What goes on beside the machine; a sandbox does not end for want of it."""

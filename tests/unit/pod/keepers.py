@@ -210,6 +210,9 @@ class FakeNetwork:
     def follow(self) -> None:
         self.calls.append("follow")
 
+    def catch_up(self, seconds: float) -> None:
+        self.calls.append("catch up")
+
     def close(self) -> None:
         self.calls.append("close")
 

@@ -50,6 +50,11 @@ class Watch:
         self.changed, self.failed = changed, failed
         self.known: Sequence[Found] = ()
         self.closed = 0
+        self.asked: list[float] = []
+
+    def caught_up(self, seconds: float) -> bool:
+        self.asked.append(seconds)
+        return len(self.asked) < 2
 
     def start(self, known: Sequence[Found]) -> None:
         self.known = known
@@ -288,3 +293,13 @@ def test_who_may_come_for_the_loopback(annotations: dict[str, str] | None, path:
     spaces = [{"type": "pid"}, {"type": "network", **({"path": path} if path else {})}]
     assert forward.wanted({"annotations": annotations, "linux": {"namespaces": spaces}}) is wanted
     assert not forward.wanted({})
+
+
+def test_who_starts_something_waits_for_what_has_changed(world: World) -> None:
+    net = Net(world)
+    assert world.watch is not None
+    net.network.catch_up(3.0)
+    assert (world.watch.asked, net.log) == ([3.0], [])
+    net.network.catch_up(2.5)
+    assert net.log == ["network: the guest does not have all of it after 2.5 s"]
+    net.network.close()

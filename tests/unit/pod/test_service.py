@@ -83,7 +83,7 @@ def test_a_container_lives_from_create_to_its_end(house: House) -> None:
     assert house.sandbox.names()[-1] == "flush"
     assert house.sandbox.calls[0][1:] == (os.stat("/proc/self/ns/net").st_ino, [], "box")
     assert house.sandbox.closed.is_set()
-    assert house.network is not None and house.network.calls == ["nics", "follow", "close"]
+    assert house.network is not None and house.network.calls == ["nics", "follow", "catch up", "close"]
     assert not house.pod.run_path.exists()  # type: ignore[union-attr]
     house.store.remove("one")
     assert house.store.ids() == [] and os.listdir(house.store.pods_path) == []
