@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 import os
 
-from casemate.agent import modules
 from casemate.agent.devices import PATIENCE, wait_for
 from casemate.agent.system import bad, get_int, get_list, read_text, write_text
 
@@ -47,6 +46,8 @@ def prepare(crun: str, run: Callable[[list[str], int, int, int, float], object])
     Raises:
         OSError: the kernel refused something.
     """
+    from casemate.agent import modules  # here, because most guests are not saved
+
     for name in DRIVERS:
         modules.load(name)
     write_text(f"{BUS}/drivers_autoprobe", "0")
