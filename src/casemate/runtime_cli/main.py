@@ -86,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         the exit status: 0, 1 for an error, or that of the container's process where the command waits for it.
     """
     words = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        _reset_signals()
     _fill_standard()
     log = Log()
     status = 1
@@ -128,6 +130,15 @@ def main(argv: list[str] | None = None) -> int:
             raise
         log.fail(f"unexpected: {_what(error)}")
         return status
+
+
+def _reset_signals() -> None:
+    """Undo what a caller has left us: blocked signals would reach neither us nor the container, and where SIGCHLD is
+    ignored the ends of our children are lost."""
+    import _signal  # type: ignore[import-not-found]  # "signal" takes longer, and not every command needs it
+
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
 
 
 def _fill_standard() -> None:

@@ -201,6 +201,20 @@ with open(sys.argv[2], "w") as file:
     assert "rootless" in (tmp_path / "log").read_text()
 
 
+def test_signals_that_a_caller_has_blocked_or_ignored_are_heard() -> None:
+    script = """
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+sys.argv = ["casemate-runtime", "--version"]
+from casemate.runtime_cli.main import main
+main()
+print(signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL, signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True set()"
+
+
 def test_something_unexpected_is_one_line(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(id: str) -> Record:
         raise ZeroDivisionError("oh")
