@@ -266,9 +266,9 @@ class PodClient:
         """The stand-ins of a container: ``pid`` of its first process, ``execs`` exec id to pid."""
         return self._request("pids", {"id": id})
 
-    def info(self) -> dict[str, Any]:
+    def info(self, timeout: float | None = None) -> dict[str, Any]:
         """What the sandbox is; see :meth:`casemate.sandbox.PodSandbox.info`. ``containers``: id to status."""
-        return self._request("info", {})
+        return self._request("info", {}, timeout=timeout)
 
     def forward(self, port: int, descriptor: int) -> None:
         """Have the keeper carry bytes between a connected socket and a TCP port of the guest's loopback."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING
@@ -88,11 +89,14 @@ def _end_maker(record: Record, pod: Pod) -> None:
 
 
 def _damaged(store: PodStore, id: str) -> Record:
-    """What stands for the record of a container that cannot be read: every keeper is asked to let go of it."""
+    """What stands for the record of a container that cannot be read: every keeper is asked whether it is one of its."""
+    from casemate.pod.client import PodClient
+
     found = ""
     for pod in store.pods():
-        if pod.alive() and not _ask(store, pod, id, True):
-            found = pod.id  # it ends with this container, or does not answer
+        with contextlib.suppress(CasemateError):
+            if pod.alive() and id in PodClient(store, pod.id).info(timeout=FORCE_SECONDS)["containers"]:
+                found = pod.id
     return Record(id=id, pod=found, bundle="", status="stopped")
 
 

@@ -28,9 +28,10 @@ from casemate.errors import (
     UsageError,
 )
 from casemate.keeper.control import Connection, ControlClosed
-from casemate.pod import operations, service
+from casemate.pod import operations, removal, service
 from casemate.pod.container import MAX_SIGNALS, Container, StandIn
 from casemate.pod.devices import MAX_DISKS
+from casemate.pod.model import Record
 from casemate.pod.service import machine_memory
 from casemate.sandbox import ProcessExit
 from tests.unit.pod.keepers import SPEC, House, Peer, opened
@@ -596,6 +597,28 @@ def test_deletion_by_force_of_one_that_is_just_made(house: House) -> None:
     thread.join(10)
     house.join()
     assert house.store.ids() == [] and peer.wait() != 0
+
+
+def test_removing_a_damaged_record_ends_its_own_sandbox_and_no_other(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(removal, "FORCE_SECONDS", 0.5)
+    monkeypatch.setattr("casemate.pod.reap.end_keeper", lambda pod: ended.append(pod.id))
+    house.sandbox.block["boot"] = threading.Event()
+    maker = threading.Thread(target=house.running, args=("one",))
+    maker.start()
+    assert house.sandbox.reached["boot"].wait(5)
+    house.store.create_record(Record("lost", "", "/bundle"), SPEC)
+    (house.store.path("lost") / "record.json").write_text("{")
+    house.store.remove("lost", force=True)
+    assert ended == [] and house.store.ids() == ["one"]
+    house.sandbox.block["boot"].set()
+    maker.join(10)
+    (house.store.path("one") / "record.json").write_text("{")
+    house.store.remove("one", force=True)
+    house.join()
+    assert house.store.ids() == []
 
 
 def test_deletion_by_force_of_a_member_that_is_just_made(house: House) -> None:
