@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines.engines import Client, on
-from tests.engines.images import BOX
+from tests.engines.images import BOX, PYTHON, PYTHON_VOLUME
 from tests.engines.terminal import eventually
 
 pytestmark = on("docker", "podman")
@@ -18,8 +18,10 @@ pytestmark = on("docker", "podman")
 
 @pytest.fixture(scope="module")
 def first(cli: Client) -> Iterator[str]:
-    """A container whose namespaces others join."""
-    with cli.container("--name", "first", "--ipc", "shareable", "-v", "/data", BOX, "sleep", "86400") as id:
+    """A container whose namespaces and volumes others join, with devices and a tree of the host's."""
+    options = ("--ipc", "shareable", "-v", "/data", "-v", PYTHON_VOLUME)
+    devices = ("--device", "/dev/net/tun", "--device", "/dev/fuse")
+    with cli.container("--name", "first", *options, *devices, BOX, "sleep", "86400") as id:
         yield id
     # The volume without a name has gone with it.
 
@@ -76,28 +78,24 @@ def test_socket(cli: Client) -> None:
 
 @pytest.mark.feature("-v and mount propagation")
 def test_propagation(cli: Client, tmp_path: Path) -> None:
-    """What the host mounts below a bound directory later: seen with rslave, not with the default."""
+    """What the host has mounted below a bound directory comes along; what it mounts later is seen with rslave only."""
+    (tmp_path / "before").mkdir()
     (tmp_path / "below").mkdir()
+    mount = "mount -t tmpfs tmpfs {0}; echo there >{0}/file"
     options = ("-v", f"{tmp_path}:/private", "-v", f"{tmp_path}:/slave:rslave")
-    with cli.container(*options, BOX, "sleep", "86400") as id:
-        cli.host.out("sh", "-ec", f"mount -t tmpfs tmpfs {tmp_path}/below; echo there >{tmp_path}/below/file")
-        try:
-            assert cli.sh(id, "cat /slave/below/file") == "there"
-            cli.fails("exec", id, "cat", "/private/below/file")
-        finally:
-            # The file server of a sandbox holds what the sandbox knows.
-            cli.host.out("umount", *(["--lazy"] if cli.ours else []), tmp_path / "below")
-
-
-@pytest.mark.feature("-v and mount propagation")
-def test_mounts_below(cli: Client, tmp_path: Path) -> None:
-    """What is mounted below a bound directory before the container is made comes along."""
-    (tmp_path / "below").mkdir()
-    cli.host.out("sh", "-ec", f"mount -t tmpfs tmpfs {tmp_path}/below; echo there >{tmp_path}/below/file")
+    cli.host.out("sh", "-ec", mount.format(tmp_path / "before"))
     try:
-        assert cli.out("run", "--rm", "-v", f"{tmp_path}:/bound", BOX, "cat", "/bound/below/file") == "there"
+        with cli.container(*options, BOX, "sleep", "86400") as id:
+            assert cli.sh(id, "cat /private/before/file /slave/before/file") == "there\nthere"
+            cli.host.out("sh", "-ec", mount.format(tmp_path / "below"))
+            try:
+                assert cli.sh(id, "cat /slave/below/file") == "there"
+                cli.fails("exec", id, "cat", "/private/below/file")
+            finally:
+                # The file server of a sandbox holds what the sandbox knows.
+                cli.host.out("umount", *(["--lazy"] if cli.ours else []), tmp_path / "below")
     finally:
-        cli.host.out("umount", tmp_path / "below")
+        cli.host.out("umount", tmp_path / "before")
 
 
 @pytest.mark.feature("--volumes-from, images' files in new volumes")
@@ -113,10 +111,8 @@ def test_volumes_of_another(cli: Client, first: str) -> None:
 
 
 @pytest.mark.feature("--device")
-def test_character_devices(cli: Client) -> None:
-    script = "test -c /dev/net/tun && test -c /dev/fuse && echo there"
-    devices = ("--device", "/dev/net/tun", "--device", "/dev/fuse")
-    assert cli.out("run", "--rm", *devices, BOX, "sh", "-c", script) == "there"
+def test_character_devices(cli: Client, first: str) -> None:
+    cli.sh(first, "test -c /dev/net/tun && test -c /dev/fuse")
     words = ("run", "--rm", "--device", "/dev/kmsg", BOX, "test", "-c", "/dev/kmsg")
     if cli.ours:
         assert "/dev/kmsg" in cli.fails(*words)
@@ -125,12 +121,9 @@ def test_character_devices(cli: Client) -> None:
 
 
 @pytest.mark.feature("-v of directories, files and named volumes")
-def test_programs_from_the_host(cli: Client) -> None:
+def test_programs_from_the_host(cli: Client, first: str) -> None:
     """A bound tree with links and libraries: the host's own Python runs from it."""
-    from tests.engines.images import PYTHON, PYTHON_VOLUME
-
-    script = f"{PYTHON} -c 'import json, ssl, sys; print(json.dumps(sys.version_info[:2]))'"
-    said = cli.out("run", "--rm", "-v", PYTHON_VOLUME, BOX, "sh", "-c", script)
+    said = cli.sh(first, f"{PYTHON} -c 'import json, ssl, sys; print(json.dumps(sys.version_info[:2]))'")
     wanted = subprocess.run(
         ["/usr/bin/python3", "-c", "import sys; print(list(sys.version_info[:2]))"], capture_output=True, text=True,
         check=True,
