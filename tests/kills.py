@@ -3,7 +3,7 @@
 A round brings a container to some point of its life, has its engine do the next step, and kills one process of those
 that carry it while the step goes on. Then the engine removes the container, and what there is on the host must be what
 there was before. Everything is drawn from one seed; ``CASEMATE_KILL_SEED`` sets it, so that a failure can be sought
-again, and ``CASEMATE_KILL_ROUNDS`` says how often.
+again, ``CASEMATE_KILL_ROUNDS`` says how often, and ``CASEMATE_KILL_ONLY`` which.
 
 Only a kill that found its victim while the step went on counts. What an engine leaves behind by itself is told by a
 control: the same kills with runc.
@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 SEED_VARIABLE, ROUNDS_VARIABLE = "CASEMATE_KILL_SEED", "CASEMATE_KILL_ROUNDS"
+ONLY_VARIABLE = "CASEMATE_KILL_ONLY"
+"""A pattern that rounds have to match, such as ``shim during (create|start)``."""
 STEP_SECONDS = 150.0
 """How long a step may take when somebody has died in it. Engines have limits of their own, which are shorter."""
 GONE_SECONDS = 30.0
@@ -181,8 +183,8 @@ class Arena(ABC):
     def begin(self, step: str, name: str) -> subprocess.Popen[bytes]:
         """Begin a step."""
 
-    def recover(self) -> None:  # noqa: B027 - an engine without daemons needs none
-        """Start daemons that have died."""
+    def recover(self, victim: str) -> None:  # noqa: B027 - an engine without daemons needs none
+        """Start daemons that have died, the victim when it is one."""
 
     def clear(self, left: set[str]) -> None:  # noqa: B027 - what stays is not seen again in any case
         """Take away what was left, for those who come after."""
@@ -270,12 +272,14 @@ class Kills:
         """
         count = int(os.environ.get(ROUNDS_VARIABLE) or count)
         rng = random.Random(self.seed)
+        only = re.compile(os.environ.get(ONLY_VARIABLE, ""))
+        pairs = [pair for pair in self.arena.pairs if only.search(" during ".join(pair))]
         print(f"{self.arena.name}: {SEED_VARIABLE}={self.seed}")
         try:
             self._measure(self.arena)
             deck: list[tuple[str, str]] = []
             for number in range(count):
-                deck = deck or rng.sample(self.arena.pairs, len(self.arena.pairs))
+                deck = deck or rng.sample(pairs, len(pairs))
                 victim, step = deck.pop()
                 one = random.Random(rng.random())  # a round that is begun again changes nothing for those after it
                 for attempt in range(TRIES):
@@ -348,16 +352,16 @@ class Kills:
             hits += hit
             if hits == wanted or again == tries - 1:
                 break
+            arena.recover(victim if hit else "")  # a client may wait for its daemon
             _let(command, STEP_SECONDS)
-            arena.recover()
         problems = []
+        arena.recover(victim if hit else "")
         try:
             command.wait(STEP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(command.pid, signal.SIGKILL)
             command.wait()
             problems.append(f"the engine's command does not end: {arena.said()}")
-        arena.recover()
         problems += arena.remove(name)
         deadline = time.monotonic() + patience
         while left := arena.snapshot() - before:

@@ -92,9 +92,11 @@ class Engine(Arena):
         inner = [one.pid for one in scene if len(kills.numbers(one.pid)) > self._depth + 1]
         return inner or [one.pid for one in scene if one.parent in runc]
 
-    def recover(self) -> None:
-        """Start again what has ended."""
+    def recover(self, victim: str) -> None:
+        """Start again what has ended; dockerd may end by itself without containerd."""
         for service in self.services:
+            if service.name == victim and service.process is not None:
+                service.process.wait(30)
             service.revive()
 
     def clear(self, left: set[str]) -> None:
@@ -106,7 +108,7 @@ class Engine(Arena):
                     os.kill(one.pid, signal.SIGKILL)
         for service in reversed(self.services):
             service.end()
-        self.recover()
+        self.recover("")
 
     def snapshot(self) -> set[str]:
         """Processes, mounts, links, control groups, sockets, records, leases, and what daemons have of containers."""
