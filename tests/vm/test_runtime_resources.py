@@ -53,6 +53,22 @@ def test_bounds_hold_in_the_guest(ours: Runtime) -> None:
     assert data["pids"]["limit"] == 77
 
 
+def test_the_weight_of_disks_is_the_host_groups(ours: Runtime) -> None:
+    container = bounded(ours, blockIO={"weight": 300})
+
+    def weight() -> list[str]:
+        names = ("blkio.weight", "blkio.bfq.weight", "io.bfq.weight")
+        files = [host_group(container, "blkio") / name for name in names]
+        found = [file.read_text().split()[-1] for file in files if file.exists()]
+        if not found:
+            pytest.skip("this kernel has no weights")
+        return found
+
+    assert set(weight()) == {"300"}
+    container("update", "--blkio-weight=700")
+    assert set(weight()) == {"700"}
+
+
 def test_figures_are_the_guests(ours: Runtime) -> None:
     container = bounded(ours, "sh", "-c", "sleep 86400 & sleep 86400 & wait")
     container.sh("head -c 20000000 /dev/zero >/dev/shm/fill")
