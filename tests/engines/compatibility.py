@@ -119,8 +119,12 @@ SECTIONS: dict[str, tuple[Feature, ...]] = {
     "Resources": (
         Feature("--memory", _with(*_BOTH)),
         Feature("--memory, when there is not enough", _with(*_BOTH)),
+        Feature("--cpus", _with(*_BOTH)),
         Feature("--cpuset-cpus", _with(*_BOTH)),
         Feature("--pids-limit", _with(*_BOTH)),
+        Feature("control groups by systemd", _with(*_DOCKER)),
+        Feature("--blkio-weight", _with(*_BOTH, all_=differs(
+            "these engines leave it out, with any runtime, where the kernel has only the newer scheduler's weights"))),
     ),
     "Shared namespaces": (
         Feature("--pid container:NAME, --ipc container:NAME", _with(*_BOTH, all_=differs(
@@ -132,6 +136,7 @@ SECTIONS: dict[str, tuple[Feature, ...]] = {
         Feature("podman pods", _with(*_PODMAN)),
         Feature("podman play kube, generate", _with(*_PODMAN)),
         Feature("pods", _with(*_CTR, *_CRI)),
+        Feature("many pods at once", _with(*_CRI)),
         Feature("pods that share processes", _with(*_CRI)),
         Feature("containers of a pod that end and come again", _with(*_CRI)),
         Feature("pods of the host's network", _with(*_CRI, all_=cannot(
@@ -144,8 +149,10 @@ SECTIONS: dict[str, tuple[Feature, ...]] = {
     ),
     "containerd": (
         Feature("ctr run", _with(*_CTR)),
+        Feature("ctr run --cni", _with(*_CTR)),
         Feature("ctr exec", _with(*_CTR)),
         Feature("ctr task", _with(*_CTR)),
+        Feature("restarts by labels", _with(*_CTR)),
         Feature("faults", _with(*_CTR)),
     ),
 }  # fmt: skip
