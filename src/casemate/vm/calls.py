@@ -7,6 +7,7 @@ and texts become one printable line.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from casemate.errors import (
 )
 from casemate.protocol.link import Link
 from casemate.protocol.stream import Stream
-from casemate.protocol.wire import LinkClosed, LinkError, LinkTimeout, RequestFailed
+from casemate.protocol.wire import LinkClosed, LinkError, LinkTimeout, RequestFailed, check_hello
 from casemate.sandbox import ProcessExit, ProcessStreams
 
 Key = tuple[str, str | None]
@@ -108,8 +109,13 @@ class Calls:
             hello: what the agent said then.
 
         Raises:
-            LinkError: it is not an agent of ours.
+            LinkError: it is not an agent of ours; ``on_closed`` is not called then.
         """
+        try:
+            check_hello(hello, "host")
+        except LinkError:
+            os.close(fd)
+            raise
         self._link = Link(fd, fd, role="host", version=__version__, on_event=self._event, on_closed=on_closed)
         self._link.resume(hello)
 
