@@ -258,12 +258,10 @@ def _docker(host: Host, containerd: Service, dockerd: Service) -> Kills:
     return Kills(Dockerd(host, services, "casemate"), lambda: Dockerd(host, services, "runc"))
 
 
-@pytest.mark.feature("faults")
 def test_anybody_at_any_moment_behind_containerd(engine_host: Host, containerd: Service) -> None:
     _containerd(engine_host, containerd).run(6)
 
 
-@pytest.mark.feature("faults")
 def test_anybody_at_any_moment_behind_docker(engine_host: Host, containerd: Service, dockerd: Service) -> None:
     _docker(engine_host, containerd, dockerd).run(6)
 
