@@ -224,7 +224,9 @@ class _Reader:
         if self.values > MAX_VALUES:
             raise WireError(f"more than {MAX_VALUES} values")
 
-    def message(self, table: Table, into: dict[str, Any], at: int, end: int, depth: int) -> None:
+    def message(self, table: Table, into: dict[str, Any], at: int, end: int, depth: int) -> bool:
+        """Whether all of its fields were known."""
+        whole = True
         if depth > MAX_DEPTH:
             raise WireError(f"more than {MAX_DEPTH} messages inside each other")
         while at < end:
@@ -233,12 +235,14 @@ class _Reader:
             scalar = field is not None and field.kind not in (STRING, BYTES, MESSAGE, MAP)
             if field is None or not (kind == _LENGTH and (not scalar or field.repeated) or kind == _VARINT and scalar):
                 at = self.skip(number, kind, at, end, depth)
+                whole = False
             elif kind == _VARINT:
                 raw, at = self.varint(at, end)
                 self.put(field, into, _scalar(field.kind, raw))
             else:
                 start, at = self.length(at, end)
                 self.delimited(field, into, start, at, depth)
+        return whole
 
     def put(self, field: Field, into: dict[str, Any], value: Any) -> None:
         if field.repeated:
@@ -253,8 +257,8 @@ class _Reader:
             self.put(field, into, self.data[start:end])
         elif field.kind == MAP:
             pair = empty(_PAIR)
-            self.message(_PAIR, pair, start, end, depth + 1)
-            into[field.name][pair["key"]] = pair["value"]
+            if self.message(_PAIR, pair, start, end, depth + 1):  # else it is a stranger's as a whole, as for Google
+                into[field.name][pair["key"]] = pair["value"]
         elif field.kind == MESSAGE and field.table is not None:
             value = None if field.repeated else into[field.name]
             if value is None:

@@ -138,6 +138,15 @@ def _agree(data: bytes) -> None:
     assert _to_google(EVERYTHING, message) == _without_unknown(data)
 
 
+def test_a_pair_with_more_than_key_and_value_is_no_pair_of_ours() -> None:
+    whole = wire.encode(EVERYTHING, {"pairs": {"k": "v"}})
+    assert wire.decode(EVERYTHING, whole)["pairs"] == {"k": "v"}
+    damaged = whole.replace(b"\x0a\x01k", b"\x4a\x01k")  # the key's number is another one
+    assert damaged != whole
+    assert wire.decode(EVERYTHING, damaged)["pairs"] == {}
+    _agree(damaged)
+
+
 def _without_unknown(data: bytes) -> Any:
     theirs = CLASSES[EVERYTHING.name].FromString(data)
     theirs.DiscardUnknownFields()
