@@ -14,5 +14,5 @@ WORDS: dict[str, str] = {name: f"got {name}" for name in NAMES.values()} | {str(
 """What is said of each: by the name, or number, that ``kill --signal`` takes."""
 TELLING = " ".join(f"trap 'echo got {name}' {int(number)};" for number, name in NAMES.items())
 TELLING += " ".join(f" trap 'echo got {number}' {number};" for number in REAL_TIME)
-TELLING += " trap 'exit 5' PWR; echo ready; while :; do sleep 1000 & wait $!; done"
+TELLING += " trap 'exit 5' PWR; echo ready; sleep 1000000 & while :; do wait $!; done"
 """A shell's script that says a line for each signal that it gets, and ends by SIGPWR with status 5."""
