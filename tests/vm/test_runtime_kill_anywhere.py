@@ -111,7 +111,7 @@ class CommandLine(kills.Arena):
 
 
 def test_anybody_at_any_moment(ours: Runtime) -> None:
-    Kills(CommandLine(ours)).run(6)
+    Kills(CommandLine(ours)).run(5)
 
 
 @pytest.mark.soak
