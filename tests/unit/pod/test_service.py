@@ -535,12 +535,11 @@ def test_a_kill_for_memory_is_told_and_recorded(house: House) -> None:
     assert house.store.get("one").status == "running"
     house.sandbox.on_oom("one")
     house.sandbox.end("one", None, 137, oom=True, signal=9)
-    result = house.client.wait("one")
-    assert (result["status"], result["oom"]) == (137, True)
     house.join()
     assert wait_until(lambda: len(events) == 3)
     assert [event["event"] for event in events[1:]] == ["oom", "exit"]
-    assert house.store.get("one").oom_killed
+    record = house.store.get("one")
+    assert (record.exit_code, record.oom_killed) == (137, True)
 
 
 def test_the_host_group_hears_of_it_before_the_end_is_told(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
