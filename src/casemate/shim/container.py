@@ -192,6 +192,9 @@ class Container:
         was_paused = process.status == messages.PAUSED
         if process is self.init:
             yield from self._end_execs()
+        if was_paused:  # runc deletes none that it takes for paused, and who hears of the end may ask for that at once
+            with contextlib.suppress(RuntimeFailed):
+                yield from self.runtime.run(["resume", self.id])
         process.status = messages.STOPPED
         process.exit_status = code
         process.exited_at = at
@@ -202,9 +205,6 @@ class Container:
         exit_event = {"container_id": self.id, "id": process.exec_id or self.id, "pid": process.pid}
         self._tell(messages.TASK_EXIT, {**exit_event, **process.exited()})
         process.ended.set()
-        if was_paused:  # runc deletes no container that it takes for paused
-            with contextlib.suppress(RuntimeFailed):
-                yield from self.runtime.run(["resume", self.id])
 
     def _end_execs(self) -> Steps[None]:
         """Before a container's end is told: the ends of the processes that were added to it."""
