@@ -52,6 +52,8 @@ class Shim:
         self.debug = debug
         self.containers: dict[str, Container] = {}
         self.creating: set[str] = set()
+        self.unwanted = False
+        """It was told to end while a container was being made."""
         self.sandbox: Container | None = None
         """The pod's own container, where the Sandbox service made it."""
         self.server: Server | None = None

@@ -74,13 +74,17 @@ class Task:
             raise status.failure(status.UNAVAILABLE, "the shim is ending")
         container = Container(shim, request, options.read(request["options"]))
         shim.creating.add(container_id)
+        shim.unwanted = False
         try:
             yield from container.create(request, call.left())
         except OSError as error:
             raise status.StatusError(status.UNKNOWN, f"{error.strerror}: {error.filename}") from None
+        else:
+            shim.containers[container_id] = container
         finally:
             shim.creating.discard(container_id)
-        shim.containers[container_id] = container
+            if shim.unwanted and not shim.containers and not shim.creating:
+                shim.shut_down()
         names = container.init.names
         io = {"stdin": names.stdin, "stdout": names.stdout, "stderr": names.stderr, "terminal": names.terminal}
         event = {"container_id": container_id, "bundle": bundle, "rootfs": request["rootfs"], "io": io}
@@ -222,5 +226,10 @@ class Task:
     def shutdown(self, call: Call, request: Message) -> None:
         """End the shim, unless it still has containers."""
         call.reply({})
-        if not self._shim.containers and not self._shim.creating and self._shim.sandbox is None:
+        if self._shim.containers or self._shim.sandbox is not None:
+            return
+        if self._shim.creating:
+            # containerd has given up, its client being gone, and does not ask again when the creation has failed.
+            self._shim.unwanted = True
+        else:
             self._shim.shut_down()

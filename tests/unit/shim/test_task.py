@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from casemate.shim import messages, status
+from casemate.shim import messages, status, wire
 from casemate.shim.status import StatusError
 from tests.unit.shim.world import TABLES, World
 
@@ -364,6 +364,22 @@ def test_shutdown_waits_for_the_last_container(world: World) -> None:
     assert world.process.returncode == 0
     assert not world.socket.exists()
     assert world.topics(4)[-1] == "delete"
+
+
+def test_shutdown_in_the_middle_of_a_creation_that_fails_ends_the_shim_after_it(world: World) -> None:
+    """containerd's client died: it gives the shim up at once, and does not ask again."""
+    world.trouble("create", "slow", "1")
+    world.trouble("create")
+    value = wire.encode(messages.RUNTIME_OPTIONS, {"config_path": str(world.options)})
+    options = {"type_url": messages.RUNTIME_OPTIONS.name, "value": value}
+    creation = world.ask("Create", id="box", bundle=str(world.bundle("box", "true")), options=options)
+    world.until(lambda: "create" in [one[0] for one in world.calls()])
+    world.call("Shutdown", id="box")
+    assert world.process.poll() is None
+    with pytest.raises(StatusError):
+        world.loop.run_until(world.loop.bounded(creation, 20), 20)
+    assert world.until(lambda: world.process.poll() is not None)
+    assert not world.socket.exists()
 
 
 def test_sigterm_ends_the_shim_and_no_container(world: World) -> None:
