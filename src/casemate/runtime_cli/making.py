@@ -376,7 +376,7 @@ def write_pid(path: str, pid: int) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise HostError(f"open {temporary}: {(error.strerror or '').lower()}") from None
+        raise HostError(f"open {path}: {(error.strerror or '').lower()}") from None
 
 
 def command_error(process: dict[str, Any], error: CasemateError) -> str:

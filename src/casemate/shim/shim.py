@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from casemate.shim.pumps import OutputPump
     from casemate.shim.ttrpc import Server
 
+FORGOTTEN_SECONDS = 10.0
+"""How long a shim without containers waits to be told to end, which containerd does at once."""
 FLUSH_SECONDS = 5.0
 """How long the last events may take when the shim ends."""
 MAX_LINGERING = 64
@@ -52,6 +54,8 @@ class Shim:
         self.debug = debug
         self.containers: dict[str, Container] = {}
         self.creating: set[str] = set()
+        self.given_up: set[str] = set()
+        """Those of them that nobody waits for any more."""
         self.unwanted = False
         """It was told to end while a container was being made."""
         self.sandbox: Container | None = None
@@ -177,6 +181,24 @@ class Shim:
         if self.server is not None:
             self.server.stop_listening()
         self.loop.spawn(self._finish())
+
+    def expect_the_end(self) -> None:
+        """The last container is gone: containerd says now that the shim is to end.
+
+        It does not when its client went away just then: it forgets the task without having told the shim. A shim that
+        ended by itself it tidies up after.
+        """
+        if not self.in_use():
+            self.loop.later(FORGOTTEN_SECONDS, self._forgotten)
+
+    def _forgotten(self) -> None:
+        if not self.ending and not self.in_use():
+            self.loop.complain("ending, because nobody has asked for it since the last container was deleted")
+            self.shut_down()
+
+    def in_use(self) -> bool:
+        """Whether there is a container, or one on its way."""
+        return bool(self.containers or self.creating or self.sandbox is not None)
 
     def _finish(self) -> Steps[None]:
         limit = time.monotonic() + LINGER_SECONDS

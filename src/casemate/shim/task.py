@@ -77,12 +77,16 @@ class Task:
         shim.unwanted = False
         try:
             yield from container.create(request, call.left())
+            if container_id in shim.given_up:
+                yield from container.delete()
+                raise status.failure(status.UNAVAILABLE, f"container {container_id} was given up while it was made")
         except OSError as error:
             raise status.StatusError(status.UNKNOWN, f"{error.strerror}: {error.filename}") from None
         else:
             shim.containers[container_id] = container
         finally:
             shim.creating.discard(container_id)
+            shim.given_up.discard(container_id)
             if shim.unwanted and not shim.containers and not shim.creating:
                 shim.shut_down()
         names = container.init.names
@@ -114,6 +118,7 @@ class Task:
             shim.deleted(container)
             event = {"container_id": container.id, "pid": process.pid, **process.exited()}
             shim.publish(messages.TASK_DELETE, event)
+            shim.expect_the_end()
         else:
             yield from container.delete_exec(process)
         if process.streams is not None:
@@ -226,6 +231,10 @@ class Task:
     def shutdown(self, call: Call, request: Message) -> None:
         """End the shim, unless it still has containers."""
         call.reply({})
+        # It is asked in the name of a task. One that is just being made containerd has forgotten, and nobody would
+        # delete it: its client went away, or it was started anew meanwhile and found a shim without that container.
+        if request["id"] in self._shim.creating:
+            self._shim.given_up.add(request["id"])
         if self._shim.containers or self._shim.sandbox is not None:
             return
         if self._shim.creating:

@@ -382,6 +382,38 @@ def test_shutdown_in_the_middle_of_a_creation_that_fails_ends_the_shim_after_it(
     assert not world.socket.exists()
 
 
+@pytest.mark.parametrize("name", ["box", "other"])
+def test_shutdown_in_the_name_of_what_is_being_made_gives_that_up(world: World, name: str) -> None:
+    """containerd was started anew, and found a shim without a container."""
+    world.trouble("create", "slow", "1")
+    value = wire.encode(messages.RUNTIME_OPTIONS, {"config_path": str(world.options)})
+    options = {"type_url": messages.RUNTIME_OPTIONS.name, "value": value}
+    creation = world.ask("Create", id="box", bundle=str(world.bundle("box", "true")), options=options)
+    world.until(lambda: "create" in [one[0] for one in world.calls()])
+    world.call("Shutdown", id=name)
+    if name == "box":
+        with pytest.raises(StatusError, match="given up"):
+            world.loop.run_until(world.loop.bounded(creation, 20), 20)
+        assert world.until(lambda: world.process.poll() is not None)
+        assert "delete" in [one[0] for one in world.calls()]
+    else:
+        world.loop.run_until(world.loop.bounded(creation, 20), 20)
+        assert world.call("State", id="box")["status"] == messages.CREATED
+        world.call("Delete", id="box")
+
+
+def test_a_shim_that_is_forgotten_after_its_last_container_ends(world: World) -> None:
+    """containerd's client died in a deletion: it forgets the task, and tells the shim nothing."""
+    for name in ("box", "other"):
+        world.run(name, "sleep", "60")
+    for name in ("box", "other"):
+        world.remove(name)
+    assert world.process.poll() is None
+    assert world.until(lambda: world.process.poll() is not None, 30)
+    assert world.process.returncode == 0
+    assert not world.socket.exists()
+
+
 def test_sigterm_ends_the_shim_and_no_container(world: World) -> None:
     world.run("box", "sleep", "60")
     pid = world.call("State", id="box")["pid"]
