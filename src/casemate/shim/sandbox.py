@@ -89,7 +89,7 @@ class Sandbox:
         if shim.ending:
             raise status.failure(status.UNAVAILABLE, "the shim is ending")
         spec = specification(sandbox_id, request["netns_path"], pod_config(request["options"]), request["annotations"])
-        shim.creating.add(sandbox_id)
+        shim.begin(sandbox_id)
         try:
             with open(os.path.join(bundle, "config.json"), "w") as file:
                 json.dump(spec, file)
@@ -101,7 +101,7 @@ class Sandbox:
         except OSError as error:
             raise status.StatusError(status.UNKNOWN, f"{error.strerror}: {error.filename}") from None
         finally:
-            shim.creating.discard(sandbox_id)
+            shim.finish(sandbox_id)
         self._created_at = time.time_ns()
         shim.sandbox = container
         shim.created(container)

@@ -53,7 +53,7 @@ class Shim:
         self.socket_directory = socket_directory
         self.debug = debug
         self.containers: dict[str, Container] = {}
-        self.creating: set[str] = set()
+        self.creating: dict[str, Future] = {}
         self.given_up: set[str] = set()
         """Those of them that nobody waits for any more."""
         self.unwanted = False
@@ -90,6 +90,28 @@ class Shim:
         if found is None:
             raise status.failure(status.NOT_FOUND, "container not created")
         return found
+
+    def begin(self, container_id: str) -> None:
+        """A container is being made."""
+        self.creating[container_id] = Future()
+
+    def finish(self, container_id: str) -> None:
+        """It is there now, or will not be."""
+        self.given_up.discard(container_id)
+        self.creating.pop(container_id).set()
+
+    def made(self, container_id: str) -> Steps[Container]:
+        """The container with that id; one that is being made is waited for, as containerd's own shim does.
+
+        A containerd that was started anew, or a second client, would else take it for one that will not come, and
+        forget it.
+
+        Raises:
+            StatusError: as for :meth:`container`.
+        """
+        while (coming := self.creating.get(container_id)) is not None:
+            yield coming
+        return self.container(container_id)
 
     def publish(self, table: wire.Table, event: dict[str, Any]) -> None:
         """Tell containerd of an event."""

@@ -73,7 +73,7 @@ class Task:
         if shim.ending:
             raise status.failure(status.UNAVAILABLE, "the shim is ending")
         container = Container(shim, request, options.read(request["options"]))
-        shim.creating.add(container_id)
+        shim.begin(container_id)
         shim.unwanted = False
         try:
             yield from container.create(request, call.left())
@@ -85,8 +85,7 @@ class Task:
         else:
             shim.containers[container_id] = container
         finally:
-            shim.creating.discard(container_id)
-            shim.given_up.discard(container_id)
+            shim.finish(container_id)
             if shim.unwanted and not shim.containers and not shim.creating:
                 shim.shut_down()
         names = container.init.names
@@ -99,7 +98,7 @@ class Task:
 
     def start(self, call: Call, request: Message) -> Steps[Message]:
         """Start a container's process, or one that was added."""
-        container = self._shim.container(request["id"])
+        container = yield from self._shim.made(request["id"])
         process = container.process(request["exec_id"])
         if process is container.init:
             yield from container.start(call.left())
@@ -110,7 +109,7 @@ class Task:
     def delete(self, call: Call, request: Message) -> Steps[Message]:
         """Forget a process that has ended; with the first one, the container."""
         shim = self._shim
-        container = shim.container(request["id"])
+        container = yield from shim.made(request["id"])
         process = container.process(request["exec_id"])
         if process is container.init:
             yield from container.delete()
@@ -127,16 +126,15 @@ class Task:
 
     def exec(self, call: Call, request: Message) -> Steps[Message]:
         """Add a process to a container, which then waits to be started."""
-        container = self._shim.container(request["id"])
+        container = yield from self._shim.made(request["id"])
         container.add(request)
         event = {"container_id": container.id, "exec_id": request["exec_id"]}
         self._shim.publish(messages.TASK_EXEC_ADDED, event)
         return {}
-        yield
 
     def state(self, call: Call, request: Message) -> Steps[Message]:
         """Tell of a process."""
-        container = self._shim.container(request["id"])
+        container = yield from self._shim.made(request["id"])
         process = container.process(request["exec_id"])
         current = process.status
         if current == messages.RUNNING and container.pausing:
@@ -149,38 +147,36 @@ class Task:
             "stdin": names.stdin, "stdout": names.stdout, "stderr": names.stderr, "terminal": names.terminal,
             "exec_id": process.exec_id, **process.exited(),
         }
-        yield
 
     def pause(self, call: Call, request: Message) -> Steps[Message]:
         """Stop everything in a container where it stands."""
-        container = self._shim.container(request["id"])
+        container = yield from self._shim.made(request["id"])
         yield from container.pause()
         self._shim.publish(messages.TASK_PAUSED, {"container_id": container.id})
         return {}
 
     def resume(self, call: Call, request: Message) -> Steps[Message]:
         """Let a container go on."""
-        container = self._shim.container(request["id"])
+        container = yield from self._shim.made(request["id"])
         yield from container.resume()
         self._shim.publish(messages.TASK_RESUMED, {"container_id": container.id})
         return {}
 
     def checkpoint(self, call: Call, request: Message) -> Steps[Message]:
         """Not there yet."""
-        self._shim.container(request["id"])
+        yield from self._shim.made(request["id"])
         raise status.failure(status.UNIMPLEMENTED, "checkpoint")
-        yield
 
     def kill(self, call: Call, request: Message) -> Steps[Message]:
         """Send a signal to a process."""
-        container = self._shim.container(request["id"])
+        container = yield from self._shim.made(request["id"])
         process = container.process(request["exec_id"])
         yield from container.kill(process, request["signal"], request["all"])
         return {}
 
     def pids(self, call: Call, request: Message) -> Steps[Message]:
         """List a container's processes."""
-        container = self._shim.container(request["id"])
+        container = yield from self._shim.made(request["id"])
         names = {process.pid: process.exec_id for process in container.execs.values() if process.pid}
         found = yield from container.pids()
         processes = []
@@ -191,23 +187,23 @@ class Task:
 
     def resize(self, call: Call, request: Message) -> Steps[Message]:
         """Set the size of a process's terminal."""
-        process = self._shim.container(request["id"]).process(request["exec_id"])
+        container = yield from self._shim.made(request["id"])
+        process = container.process(request["exec_id"])
         if process.exec_id and process.status == messages.STOPPED:
             raise status.failure(status.FAILED_PRECONDITION, "cannot resize a stopped container")
         process.resize(request["height"], request["width"])
         return {}
-        yield
 
     def close_io(self, call: Call, request: Message) -> Steps[Message]:
         """The client will send no more input."""
-        process = self._shim.container(request["id"]).process(request["exec_id"])
+        container = yield from self._shim.made(request["id"])
+        process = container.process(request["exec_id"])
         process.end_input()
         return {}
-        yield
 
     def update(self, call: Call, request: Message) -> Steps[Message]:
         """Change a container's limits."""
-        container = self._shim.container(request["id"])
+        container = yield from self._shim.made(request["id"])
         if request["resources"] is None:
             raise status.failure(status.INVALID_ARGUMENT, "no resources")
         yield from container.update(request["resources"]["value"])
@@ -219,7 +215,7 @@ class Task:
 
     def stats(self, call: Call, request: Message) -> Steps[Message]:
         """Tell what a container uses."""
-        container = self._shim.container(request["id"])
+        container = yield from self._shim.made(request["id"])
         return {"stats": (yield from self._shim.stats(container))}
 
     def connect(self, call: Call, request: Message) -> Steps[Message]:

@@ -382,6 +382,19 @@ def test_shutdown_in_the_middle_of_a_creation_that_fails_ends_the_shim_after_it(
     assert not world.socket.exists()
 
 
+def test_questions_about_what_is_being_made_wait_for_it(world: World) -> None:
+    """containerd was started anew, and asks what there is: it forgets a container that it is told is not there."""
+    world.trouble("create", "slow", "1")
+    value = wire.encode(messages.RUNTIME_OPTIONS, {"config_path": str(world.options)})
+    options = {"type_url": messages.RUNTIME_OPTIONS.name, "value": value}
+    creation = world.ask("Create", id="box", bundle=str(world.bundle("box", "true")), options=options)
+    world.until(lambda: "create" in [one[0] for one in world.calls()])
+    assert world.call("State", id="box")["status"] == messages.CREATED
+    assert creation.done
+    assert [one["pid"] for one in world.call("Pids", id="box")["processes"]] == [creation.value["pid"]]
+    world.call("Delete", id="box")
+
+
 @pytest.mark.parametrize("name", ["box", "other"])
 def test_shutdown_in_the_name_of_what_is_being_made_gives_that_up(world: World, name: str) -> None:
     """containerd was started anew, and found a shim without a container."""
