@@ -264,13 +264,19 @@ class Kills:
     _own: dict[str, set[str]] = field(default_factory=dict)
     _compared: set[tuple[str, str]] = field(default_factory=set)
 
-    def run(self, count: int) -> None:
+    def run(self, count: int, seed: int | None = None) -> None:
         """So many rounds with kills that land; ``CASEMATE_KILL_ROUNDS`` overrides how many.
+
+        Arguments:
+            count: how many.
+            seed: for the same kills each time, at about the same moments; ``CASEMATE_KILL_SEED`` overrides it.
 
         Raises:
             AssertionError: a container could not be removed, or something was left.
         """
         count = int(os.environ.get(ROUNDS_VARIABLE) or count)
+        if seed is not None and not os.environ.get(SEED_VARIABLE):
+            self.seed = seed
         rng = random.Random(self.seed)
         only = re.compile(os.environ.get(ONLY_VARIABLE, ""))
         pairs = [pair for pair in self.arena.pairs if only.search(" during ".join(pair))]

@@ -389,9 +389,10 @@ def test_questions_about_what_is_being_made_wait_for_it(world: World) -> None:
     options = {"type_url": messages.RUNTIME_OPTIONS.name, "value": value}
     creation = world.ask("Create", id="box", bundle=str(world.bundle("box", "true")), options=options)
     world.until(lambda: "create" in [one[0] for one in world.calls()])
-    assert world.call("State", id="box")["status"] == messages.CREATED
-    assert creation.done
-    assert [one["pid"] for one in world.call("Pids", id="box")["processes"]] == [creation.value["pid"]]
+    assert not creation.done
+    state = world.call("State", id="box")
+    world.loop.run_until(world.loop.bounded(creation, 20), 20)
+    assert (state["status"], state["pid"]) == (messages.CREATED, creation.value["pid"])
     world.call("Delete", id="box")
 
 
