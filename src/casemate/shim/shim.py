@@ -103,8 +103,7 @@ class Shim:
     def made(self, container_id: str) -> Steps[Container]:
         """The container with that id; one that is being made is waited for, as containerd's own shim does.
 
-        A containerd that was started anew, or a second client, would else take it for one that will not come, and
-        forget it.
+        Who deletes one meanwhile would else be told that there is none, and leave it behind.
 
         Raises:
             StatusError: as for :meth:`container`.

@@ -77,8 +77,9 @@ class Task:
         shim.unwanted = False
         try:
             yield from container.create(request, call.left())
-            if container_id in shim.given_up:
+            if container_id in shim.given_up or call.answered:  # by nobody here: the connection is gone, or the time up
                 yield from container.delete()
+                shim.expect_the_end()
                 raise status.failure(status.UNAVAILABLE, f"container {container_id} was given up while it was made")
         except OSError as error:
             raise status.StatusError(status.UNKNOWN, f"{error.strerror}: {error.filename}") from None
@@ -133,8 +134,9 @@ class Task:
         return {}
 
     def state(self, call: Call, request: Message) -> Steps[Message]:
-        """Tell of a process."""
-        container = yield from self._shim.made(request["id"])
+        """Tell of a process. What is being made is not there yet: containerd looks after some containers by itself, and
+        would end one that waits to be started."""
+        container = self._shim.container(request["id"])
         process = container.process(request["exec_id"])
         current = process.status
         if current == messages.RUNNING and container.pausing:
@@ -147,6 +149,7 @@ class Task:
             "stdin": names.stdin, "stdout": names.stdout, "stderr": names.stderr, "terminal": names.terminal,
             "exec_id": process.exec_id, **process.exited(),
         }
+        yield
 
     def pause(self, call: Call, request: Message) -> Steps[Message]:
         """Stop everything in a container where it stands."""

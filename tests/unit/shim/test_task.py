@@ -382,18 +382,35 @@ def test_shutdown_in_the_middle_of_a_creation_that_fails_ends_the_shim_after_it(
     assert not world.socket.exists()
 
 
-def test_questions_about_what_is_being_made_wait_for_it(world: World) -> None:
-    """containerd was started anew, and asks what there is: it forgets a container that it is told is not there."""
+def test_what_is_being_made_is_deleted_when_it_is_there(world: World) -> None:
+    """containerd's client went away: it is not there yet, and a deletion that says so would leave it behind."""
     world.trouble("create", "slow", "1")
     value = wire.encode(messages.RUNTIME_OPTIONS, {"config_path": str(world.options)})
     options = {"type_url": messages.RUNTIME_OPTIONS.name, "value": value}
     creation = world.ask("Create", id="box", bundle=str(world.bundle("box", "true")), options=options)
     world.until(lambda: "create" in [one[0] for one in world.calls()])
+    with pytest.raises(StatusError, match="not created"):
+        world.call("State", id="box")
     assert not creation.done
-    state = world.call("State", id="box")
-    world.loop.run_until(world.loop.bounded(creation, 20), 20)
-    assert (state["status"], state["pid"]) == (messages.CREATED, creation.value["pid"])
     world.call("Delete", id="box")
+    assert creation.done
+    assert "delete" in [one[0] for one in world.calls()]
+
+
+def test_what_nobody_hears_of_any_more_is_deleted(world: World) -> None:
+    """containerd died in a creation. The one that is started anew does not know of the container."""
+    world.trouble("create", "slow", "1")
+    value = wire.encode(messages.RUNTIME_OPTIONS, {"config_path": str(world.options)})
+    options = {"type_url": messages.RUNTIME_OPTIONS.name, "value": value}
+    other = world.connect()
+    request = {"id": "box", "bundle": str(world.bundle("box", "true")), "options": options}
+    task = "containerd.task.v2.Task"
+    other.call(task, "Create", messages.CREATE_REQUEST, request, messages.CREATE_RESPONSE, 20)
+    world.until(lambda: "create" in [one[0] for one in world.calls()])
+    other.close()
+    assert world.until(lambda: "delete" in [one[0] for one in world.calls()])
+    with pytest.raises(StatusError, match="not created"):
+        world.call("Delete", id="box")
 
 
 @pytest.mark.parametrize("name", ["box", "other"])
