@@ -204,10 +204,10 @@ class Shim:
         self.loop.spawn(self._finish())
 
     def expect_the_end(self) -> None:
-        """The last container is gone: containerd says now that the shim is to end.
+        """The last container is gone, or the first was not made: containerd says now that the shim is to end.
 
-        It does not when its client went away just then: it forgets the task without having told the shim. A shim that
-        ended by itself it tidies up after.
+        It does not when its client went away just then, or when it died itself: it forgets the task without having told
+        the shim. A shim that ended by itself it tidies up after.
         """
         if not self.in_use():
             self.loop.later(FORGOTTEN_SECONDS, self._forgotten)

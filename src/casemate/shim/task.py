@@ -79,7 +79,6 @@ class Task:
             yield from container.create(request, call.left())
             if container_id in shim.given_up or call.answered:  # by nobody here: the connection is gone, or the time up
                 yield from container.delete()
-                shim.expect_the_end()
                 raise status.failure(status.UNAVAILABLE, f"container {container_id} was given up while it was made")
         except OSError as error:
             raise status.StatusError(status.UNKNOWN, f"{error.strerror}: {error.filename}") from None
@@ -89,6 +88,7 @@ class Task:
             shim.finish(container_id)
             if shim.unwanted and not shim.containers and not shim.creating:
                 shim.shut_down()
+            shim.expect_the_end()
         names = container.init.names
         io = {"stdin": names.stdin, "stdout": names.stdout, "stderr": names.stderr, "terminal": names.terminal}
         event = {"container_id": container_id, "bundle": bundle, "rootfs": request["rootfs"], "io": io}

@@ -411,6 +411,7 @@ def test_what_nobody_hears_of_any_more_is_deleted(world: World) -> None:
     assert world.until(lambda: "delete" in [one[0] for one in world.calls()])
     with pytest.raises(StatusError, match="not created"):
         world.call("Delete", id="box")
+    assert world.until(lambda: world.process.poll() is not None, 30)
 
 
 @pytest.mark.parametrize("name", ["box", "other"])
