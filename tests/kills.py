@@ -40,7 +40,7 @@ TRIES = 5
 AGAIN = 3
 OUTLIVED = ("client", "runtime", "exec stand-in", "containerd", "dockerd")
 """The container outlives these when they die in an exec; so that many die before it is removed."""
-CONTROLS = 6
+CONTROLS = 16
 """How often the control does the same, to see what the engine leaves by itself."""
 CRASH = (
     'test "$(cat /proc/sys/kernel/random/boot_id)" = {boot} || '

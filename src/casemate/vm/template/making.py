@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from casemate.vm import transport
 from casemate.vm.calls import Calls, line
 from casemate.vm.console import Console
 from casemate.vm.guest.bundle import GuestBundle
+from casemate.vm.guest.lock import locked
 from casemate.vm.hypervisor import base
 from casemate.vm.template import WINDOW_MIB, Class, memory, store
 from casemate.vm.template.store import Template
@@ -54,6 +56,10 @@ def machine_spec(
     )  # fmt: skip
 
 
+class _Busy(Exception):
+    """Another process makes a template."""
+
+
 def make(
     config: Config,
     bundle: GuestBundle,
@@ -77,25 +83,21 @@ def make(
     Raises:
         TemplateError: it cannot be made; nothing is left of it.
     """
-    where = store.home(config.root)
+
+    def busy() -> None:
+        if not wait:
+            raise _Busy
+        progress("waiting for another process that makes a template")
+
     try:
-        where.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(where / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    return None
-                progress("waiting for another process that makes a template")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(store.home(config.root), busy, 0o700):
             return _make(config, bundle, kind, jail, hypervisor, progress)
-        finally:
-            os.close(lock)
+    except _Busy:
+        return None
     except TemplateError:
         raise
     except OSError as error:
-        hint = "free some space" if error.errno in (28, 122) else ""
+        hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see: casemate check"
         raise TemplateError(f"no template can be made: {error.strerror}", hint) from None
     except (CasemateError, LinkError) as error:
         raise TemplateError(f"no template can be made: {error}") from None
@@ -174,7 +176,8 @@ def _boot_and_save(
     try:
         vm.start()
         try:
-            hello = calls.connect(way.connect(config.boot_timeout, _never()), config.boot_timeout, lambda reason: None)
+            link_fd = way.connect(config.boot_timeout, threading.Event())  # nobody else ends this machine
+            hello = calls.connect(link_fd, config.boot_timeout, lambda reason: None)
         except LinkError as error:
             raise TemplateError(f"the guest did not come up: {why(str(error))}") from None
         progress("getting the guest ready")
@@ -185,9 +188,3 @@ def _boot_and_save(
         vm.kill()
         vm.wait(10.0)
         calls.close("saved")
-
-
-def _never() -> Any:
-    import threading
-
-    return threading.Event()
