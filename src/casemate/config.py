@@ -20,6 +20,10 @@ TRANSPORTS = ("auto", "serial", "vsock")
 TEMPLATES = ("auto", "off")
 KSM = ("auto", "initial", "off")
 NETWORK = "10.87.0.0/16"
+TEMPLATE_MIB = 128
+"""Memory of a machine that comes from its template; the rest is added when it is made. Little, because what a guest
+uses of this that was free when it was saved costs the host twice: Linux fills the hole in the template's file before it
+copies the page that is written to."""
 RUN_LENGTH = 81
 """Most characters of ``run``: with ``/0123456789ab/control.sock`` it has to fit into a socket address (unix(7))."""
 
@@ -52,7 +56,7 @@ class Config:
     """How many machines may boot at the same time, others wait for their turn; 0 means one for each processor."""
     guest: str = ""
     """Digest of the guest bundle to use; empty means the newest built."""
-    template: str = "off"
+    template: str = "auto"
     """``auto``: machines are made from a template, which is made first where there is none; ``off``: each boots."""
     boot_timeout: int = 120
     """How long the agent may take to answer after the machine starts."""
@@ -89,6 +93,16 @@ class Config:
     """Milliseconds."""
     ksm_slow_seconds: int = 120
     """How long it is kept."""
+
+    @property
+    def templates(self) -> bool:
+        """Whether machines are made from templates, where there is one for them."""
+        return self.template == "auto" and self.transport != "vsock"
+
+    @property
+    def overhead(self) -> int:
+        """What a sandbox may take of the host's memory beside its guest's, in MiB."""
+        return self.vmm_overhead + (TEMPLATE_MIB if self.templates else 0)
 
 
 def load(environ: dict[str, str] | None = None) -> Config:

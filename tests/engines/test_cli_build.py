@@ -20,6 +20,7 @@ pytestmark = on("docker", "podman")
 FILE = f"""\
 FROM {BOX} AS first
 ARG WORD=none
+ARG BY
 RUN echo "$WORD" >/word && uname -v >/kernel && hostname >/host
 FROM {BOX}
 ENV PLACE=/place
@@ -55,7 +56,7 @@ def test_build(cli: Client, tmp_path: Path) -> None:
     (tmp_path / "given" / "deep").mkdir(parents=True)
     (tmp_path / "given" / "deep" / "file").write_text("given\n")
     (tmp_path / "Dockerfile").write_text(FILE)
-    cli.out("build", "-t", "localhost/built:1", "--build-arg", "WORD=said", tmp_path, timeout=280)
+    cli.out("build", "-t", "localhost/built:1", "--build-arg", "WORD=said", "--build-arg", f"BY={cli.runtime}", tmp_path, timeout=280)
     try:
         said = cli.out("run", "--rm", "localhost/built:1").split("\n")
         assert said == ["said", "33", "/place", "not ours", "given"]

@@ -187,6 +187,7 @@ class Guest:
         """Make the container ``first``, which prepares the guest and stays."""
         self.create("first", "sleep", "100000", sandbox={
             "hostname": "guest", "time_ns": time.time_ns(), "entropy": base64.b64encode(os.urandom(64)).decode(),
+            "shares": self.machine.late,
             "interfaces": [],
         })  # fmt: skip
         self.start("first")

@@ -76,11 +76,12 @@ class Environment:
 
 
 @contextlib.contextmanager
-def environment(settings: str = "") -> Iterator[Environment]:
+def environment(settings: str = "", *, own_templates: bool = False) -> Iterator[Environment]:
     """Make an environment, and remove it again; says nothing about leaks, see :func:`leaks`.
 
     Arguments:
         settings: more lines for its configuration file.
+        own_templates: it has none, and nobody else sees those that it makes.
     """
     with _free_network() as number:
         # Not below the checkout: a VMM runs as a user of its own, and may not be able to get through to there.
@@ -91,7 +92,13 @@ def environment(settings: str = "") -> Iterator[Environment]:
             env.root.mkdir(mode=0o711)
             env.run.mkdir(mode=0o711)
             real = Path(os.environ.get("CASEMATE_ROOT") or "/var/lib/casemate")
-            (env.root / "guest").symlink_to(real / "guest")
+            if own_templates:
+                (env.root / "guest").mkdir(mode=0o711)
+                digest = os.readlink(real / "guest" / "current")
+                (env.root / "guest" / "current").symlink_to(digest)
+                (env.root / "guest" / digest).symlink_to(real / "guest" / digest)
+            else:
+                (env.root / "guest").symlink_to(real / "guest")
             own = f'network = "10.{number}.0.0/16"\nuid_base = {env.user_ids.start}\n'
             env.config.write_text(own + settings)
             env.before = set(_control_groups())

@@ -16,6 +16,7 @@ import os
 
 from casemate.agent.devices import PATIENCE, wait_for
 from casemate.agent.system import bad, get_int, get_list, read_text, write_text
+from casemate.protocol.wire import RequestFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ VIRTIO_ID_FS = "0x001a"
 DRIVERS = ("virtio_net", "virtio_blk", "virtiofs")
 """Modules of what may be plugged in."""
 MAX_SHARES = 8
+MAX_GROWN_MIB = 1 << 22
+AUTO_ONLINE = "/sys/devices/system/memory/auto_online_blocks"
+_base_kib = 0
+"""All memory of the guest when it was saved."""
 
 
 def wanted() -> bool:
@@ -48,8 +53,12 @@ def prepare(crun: str, run: Callable[[list[str], int, int, int, float], object])
     """
     from casemate.agent import modules  # here, because most guests are not saved
 
+    global _base_kib
     for name in DRIVERS:
         modules.load(name)
+    # Not "movable": the kernel keeps its books on memory, too, in what it has got already, 16 MiB for each gibibyte.
+    write_text(AUTO_ONLINE, "online_kernel")
+    _base_kib = _total_kib()
     write_text(f"{BUS}/drivers_autoprobe", "0")
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -64,7 +73,8 @@ def attach(params: dict[str, Any], mount: Callable[[str], None]) -> None:
     """Take into use what was plugged in.
 
     Arguments:
-        params: ``tags`` of the shared file systems, ``node``: the memory node of the window.
+        params: ``tags`` of the shared file systems, ``node``: the memory node of the window, ``grown``: how many MiB
+            of memory the host adds to those that there were.
         mount: is given each tag when its device works.
 
     Raises:
@@ -85,6 +95,23 @@ def attach(params: dict[str, Any], mount: Callable[[str], None]) -> None:
     for name in os.listdir(f"{BUS}/devices"):
         if not os.path.exists(f"{BUS}/devices/{name}/driver"):
             write_text(f"{BUS}/drivers_probe", name)
+    wait_for_memory(get_int(params, "grown", 0, MAX_GROWN_MIB))
+
+
+def wait_for_memory(grown_mib: int) -> None:
+    """Wait until the kernel has taken over the memory that the host adds: the container is to find all of it.
+
+    Raises:
+        RequestFailed: ``failed``: it did not come.
+    """
+    wanted = _base_kib + (grown_mib << 10)
+    if wait_for(lambda: True if _total_kib() >= wanted else None, PATIENCE) is None:
+        raise RequestFailed("failed", f"{grown_mib} MiB of memory were to be added, and have not all come")
+
+
+def _total_kib() -> int:
+    """``MemTotal`` of proc_meminfo(5), in KiB."""
+    return int(read_text("/proc/meminfo").split(None, 2)[1])
 
 
 def _shares(count: int) -> list[str] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from casemate import ids
 from casemate.cli import output, values
+from casemate.config import TEMPLATE_MIB
 from casemate.errors import TemplateError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ HEAD = ("TEMPLATE", "GUEST", "KERNEL", "ACCELERATOR", "MEMORY", "CPUS", "SIZE")
 
 def declare(parser: Parser) -> None:
     """Name the options."""
-    parser.value("-m", "--memory", metavar="SIZE", help="create: memory of the guests, such as 512m")
+    parser.value("-m", "--memory", metavar="SIZE", help="create: memory of guests that it is for, such as 8g")
     parser.value("--cpus", metavar="N", help="create: their processors")
     parser.add_argument("action", metavar="ACTION", help="create, list, verify or rm")
     parser.add_argument("templates", metavar="TEMPLATE", nargs="*", help="verify, rm: the beginning is enough")
@@ -61,7 +62,7 @@ def _row(template: Template) -> list[str]:
     manifest = template.manifest
     return [
         ids.short(template.key), ids.short(str(manifest["bundle"])), str(manifest["kernel_release"]),
-        str(manifest["accelerator"]), f"{manifest['memory_mib']} MiB", str(manifest["vcpus"]),
+        str(manifest["accelerator"]), f"up to {TEMPLATE_MIB + manifest['growth_mib']} MiB", str(manifest["vcpus"]),
         output.size(template.size()),
     ]  # fmt: skip
 
@@ -102,11 +103,9 @@ def _create(config: Config, args: Any) -> Template:
     from casemate.host import network, uids
     from casemate.vm import guest
     from casemate.vm.hypervisor import base, drivers, probe
-    from casemate.vm.template import Class, making
+    from casemate.vm.template import class_of, largest_mib, making
 
     memory = values.memory(args.memory, config.memory_minimum) if args.memory else config.memory
-    if memory > base.MAX_IMAGE_MIB:
-        raise UsageError(f"--memory {args.memory} is too much for a template", f"the most is {base.MAX_IMAGE_MIB}m")
     vcpus = -int(-values.cpus(args.cpus) // 1) if args.cpus else config.vcpus
     begin = time.monotonic()
     identifier = ids.new_id()
@@ -114,11 +113,15 @@ def _create(config: Config, args: Any) -> Template:
     try:
         with output.Steps() as steps:
             bundle = guest.find(config.root, config.guest)
-            accelerator = probe.choose(config).accelerator
+            kind = class_of(probe.choose(config).accelerator, memory, vcpus)
+            if kind is None:
+                raise UsageError(
+                    f"no template is for {memory} MiB of memory", f"from {TEMPLATE_MIB}m to {largest_mib()}m"
+                )
             uid = uids.lease(identifier, config)
             made = making.make(
-                config, bundle, Class(accelerator, memory, vcpus), base.Confinement(uid=uid, gid=uid, netns_fd=netns),
-                drivers.driver(config), steps, wait=True,
+                config, bundle, kind, base.Confinement(uid=uid, gid=uid, netns_fd=netns), drivers.driver(config), steps,
+                wait=True,
             )  # fmt: skip
             assert made is not None  # it was waited for
             steps(f"template {ids.short(made.key)}: {output.size(made.size())}, {time.monotonic() - begin:.1f} s")

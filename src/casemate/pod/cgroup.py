@@ -25,8 +25,9 @@ from casemate.host import cgroups
 from casemate.host.cgroups import Hierarchy
 
 DEFAULT_PARENT = "/casemate"
-GUEST_OVERHEAD_MIB = 96
-"""What a guest's kernel, agent and page tables take, beside what its containers may use."""
+GUEST_OVERHEAD_MIB = 112
+"""What a guest's kernel, agent and page tables take, beside what its containers may use; 8 of it are
+bounce buffers for files of a machine from a template."""
 MACHINE_TASKS = 4096
 """Processes and threads of a group with a machine in it: keeper, VMM, file servers, stand-ins. Those of the containers
 are counted in the guest."""

@@ -110,7 +110,7 @@ class PodKeeper:
         self._up = False
         self._network: Network | None = None
         self._helpers: list[Any] = []
-        self.home = Home(0, self.config.vmm_overhead)
+        self.home = Home(0, self.config.overhead)
         self._netns = -1
         self._ending = False
         self._over = threading.Event()

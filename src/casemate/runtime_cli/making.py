@@ -218,7 +218,7 @@ class _Maker:
             self._context.log.debug(f"stand-in {starting.pid} has its namespaces")
             record = replace(record, pid=starting.pid, pid_start=starting.pid_start)
             netns = os.stat(f"/proc/{starting.pid}/ns/net")
-            overhead = None if self._connection is None else cgroup.GUEST_OVERHEAD_MIB + store.config.vmm_overhead
+            overhead = None if self._connection is None else cgroup.GUEST_OVERHEAD_MIB + store.config.overhead
             group = cgroup.make(
                 spec["linux"].get("cgroupsPath"), self._id, systemd=self._context.systemd,
                 resources=spec["linux"].get("resources"), overhead_mib=overhead, pid=starting.pid,

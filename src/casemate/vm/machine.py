@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casemate import ids
-from casemate.config import Config
+from casemate.config import TEMPLATE_MIB, Config
 from casemate.errors import CasemateError, HypervisorError, TemplateError
 from casemate.host import namespaces, uids
 from casemate.host.cgroups import Cgroup
@@ -50,6 +50,7 @@ END_SECONDS = 10.0
 """How long a killed process may take to end before the machine is given up without it."""
 LAST_WORDS_SECONDS = 2.0
 """How long what a machine said before its end may take to be heard."""
+NO_TEMPLATE = "none for this memory and these processors"
 _FACTS: Mapping[str, type] = {
     "kernel": str, "uptime_ms": int, "mem_total": int, "boot_id": str, "agent_version": str, "python": str,
 }  # fmt: skip
@@ -295,8 +296,11 @@ class Machine:
         """What the machine can be made of, or None, and why is among the facts."""
         bundle = self._bundle
         assert bundle is not None  # prepare() has found it
-        kind = template.Class(self._accelerator, self.memory_mib, self.vcpus)
-        if not self._hypervisor.saves or not template.possible(self.config, kind):
+        if not self._hypervisor.saves or not self.config.templates:
+            return None
+        kind = template.class_of(self._accelerator, self.memory_mib, self.vcpus)
+        if kind is None:
+            self._facts["template"] = NO_TEMPLATE
             return None
         from casemate.vm.template import use
 
@@ -310,16 +314,12 @@ class Machine:
             return None
         finally:
             os.close(netns)
-        self._facts["template"] = ids.short(ready.key) if ready else "none for this memory and these processors"
+        self._facts["template"] = ids.short(ready.key) if ready else NO_TEMPLATE
         return ready
 
-    def most_mib(self) -> int:
-        """How much of the host's memory the guest's can take, in MiB.
-
-        Where the template's file has a hole, a page that a guest writes to is there twice: the kernel fills the hole
-        before it copies it.
-        """
-        return self.memory_mib * (2 if self._template is not None else 1)
+    def _grown_mib(self) -> int:
+        step = base.GROW_STEP_MIB
+        return -(-(self.memory_mib - TEMPLATE_MIB) // step) * step
 
     def _boot_after_all(self, error: Exception) -> None:
         self._facts["template"] = f"not used: {line(str(error), 200)}"
@@ -332,18 +332,21 @@ class Machine:
             return False
         from casemate.vm.template import making
 
-        kind = template.Class(self._accelerator, self.memory_mib, self.vcpus)
+        kind = template.class_of(self._accelerator, self.memory_mib, self.vcpus)
+        assert kind is not None  # or there were no template
         vm: base.Vm | None = None
         try:
             way = transport.Serial()
             spec = making.machine_spec(
                 bundle, kind, ready.image, way.device, self._new_console(),
                 f"casemate-{ids.short(self.identifier)}", self.directory / "vmm.log",
+                mergeable=self.config.ksm != "off",
             )  # fmt: skip
             self._kills = self._oom_kills()
             ready.given = True
             vm = self._hypervisor.create(spec, jail)
             vm.start()
+            vm.grow(self._grown_mib())
             self.calls.resume(way.connect(self.config.boot_timeout, self._gone), ready.hello, self._link_closed)
         except (HypervisorError, LinkError) as error:
             # Without a template a machine only comes up later.
@@ -365,7 +368,7 @@ class Machine:
         assert ready is not None
         try:
             size = ready.image.window_mib << 20
-            start = (self.memory_mib << 20) - size
+            start = (TEMPLATE_MIB << 20) - size
             tags = []
             while left:
                 device = left.pop(0)
@@ -373,7 +376,7 @@ class Machine:
                     tags.append(device.tag)
                     device = replace(device, fd=window.guard(device.fd, start, size, self._broken_off))
                 self.vm().add_device(device)
-            self.late = template.shares(tags)
+            self.late = template.shares(tags, self._grown_mib())
         except BaseException:
             close_devices(left)
             raise

@@ -77,7 +77,7 @@ class VmSandbox(Sandbox):
         machine.prepare()
         machine.cgroup = cgroups.Cgroup.create(
             self.container.id,
-            memory=(machine.most_mib() + config.vmm_overhead) << 20,
+            memory=(machine.memory_mib + config.overhead) << 20,
             cpu_quota=self.spec.cpus,
             pids=MAX_TASKS,
         )

@@ -236,6 +236,8 @@ class Image:
         return (self.memory_fd, self.window_fd, *state)
 
 
+GROW_STEP_MIB = 2
+"""Memory is added in steps of this size, the least of virtio-mem."""
 MAX_IMAGE_MIB = 2560
 """Most memory of a machine with an :class:`Image`: from 2816 MiB on a PC's memory has a hole, and the window would not
 be below it."""
@@ -274,6 +276,7 @@ class VmSpec:
         hotplug_slots: how many devices :meth:`Vm.add_device` may add later.
         slotted: ids of devices that are in such slots from the start, so that :meth:`Vm.remove_device` can remove them.
         image: where the memory is; None for anonymous memory.
+        growth_mib: how much memory :meth:`Vm.grow` may add, beside ``memory_mib``.
     """
 
     name: str
@@ -290,6 +293,7 @@ class VmSpec:
     slotted: tuple[str, ...] = ()
     image: Image | None = None
     mergeable: bool = True
+    growth_mib: int = 0
 
     def __post_init__(self) -> None:
         if not _PORT.match(self.name):
@@ -303,6 +307,8 @@ class VmSpec:
             raise HypervisorError("the kernel arguments are longer than the kernel's 2047 bytes")
         if not 32 <= self.memory_mib <= 1 << 22:
             raise HypervisorError(f"guest memory of {self.memory_mib} MiB is out of bounds", "give 32 MiB to 4 TiB")
+        if not 0 <= self.growth_mib <= 1 << 22 or self.growth_mib % GROW_STEP_MIB:
+            raise HypervisorError(f"memory cannot grow by {self.growth_mib} MiB", "give an even number, at most 4 TiB")
         if not 1 <= self.vcpus <= 256:
             raise HypervisorError(f"{self.vcpus} virtual processors are out of bounds", "give 1 to 256")
         if not 0 <= self.hotplug_slots <= MAX_SLOTS:
@@ -442,6 +448,17 @@ class Vm(ABC):
 
         Raises:
             HypervisorError: it was refused or took longer than ``timeout`` seconds. The machine is of no more use.
+        """
+
+    @abstractmethod
+    def grow(self, mib: int) -> None:
+        """Offer the guest memory beside what it began with; its kernel takes it over bit by bit.
+
+        Arguments:
+            mib: how much in all, at most the spec's ``growth_mib``; rounded up to :data:`GROW_STEP_MIB`.
+
+        Raises:
+            HypervisorError: it is more than that, or was refused.
         """
 
     @abstractmethod

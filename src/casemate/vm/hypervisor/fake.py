@@ -74,6 +74,7 @@ class FakeVm(Vm):
         self._exit: VmExit | None = None
         self._callbacks: list[Callable[[VmExit], None]] = []
         self._plugged: set[str] = set(spec.slotted)
+        self.grown_mib = 0
 
     @property
     def pid(self) -> int:
@@ -93,6 +94,12 @@ class FakeVm(Vm):
     def save(self, state_fd: int, timeout: float = 30.0) -> None:
         self.pause()
         os.write(state_fd, b"state")
+
+    def grow(self, mib: int) -> None:
+        self._check_runs()
+        if not 0 <= mib <= self.spec.growth_mib:
+            raise HypervisorError(f"the machine's memory can grow by {self.spec.growth_mib} MiB, not by {mib} MiB")
+        self.grown_mib = mib
 
     def pause(self) -> None:
         self._switch(VmStatus.PAUSED)

@@ -19,6 +19,7 @@ from casemate.config import Config, machine
 from casemate.errors import HostError, HypervisorError
 from casemate.vm.hypervisor import launch, qemu_args
 from casemate.vm.hypervisor.base import (
+    GROW_STEP_MIB,
     Accelerator,
     AgentPort,
     Balloon,
@@ -251,6 +252,13 @@ class QemuVm(Vm):
             )
             if self._migration != "completed":
                 raise HypervisorError(f"the machine's state was not carried over: {self._migration or 'no answer'}")
+
+    def grow(self, mib: int) -> None:
+        mib = -(-mib // GROW_STEP_MIB) * GROW_STEP_MIB
+        if not 0 <= mib <= self._spec.growth_mib:
+            raise HypervisorError(f"the machine's memory can grow by {self._spec.growth_mib} MiB, not by {mib} MiB")
+        where = f"/machine/peripheral/{qemu_args.GROWTH}"
+        self._control().execute("qom-set", {"path": where, "property": "requested-size", "value": mib << 20})
 
     def pause(self) -> None:
         self._control().execute("stop")

@@ -17,12 +17,12 @@ from typing import TypeAlias
 
 from casemate.errors import HypervisorError
 from casemate.vm.hypervisor.base import (
+    GROW_STEP_MIB,
     Accelerator,
     AgentPort,
     Balloon,
     Block,
     Device,
-    Image,
     Net,
     Rng,
     SerialConsole,
@@ -40,6 +40,8 @@ TCG_CPU: Mapping[str, bool] = {"la57": False, "erms": False, "fsrm": False}
 """What ``-cpu max`` leaves out under TCG. With erms or fsrm the guest's kernel copies by ``rep movsb``, which TCG does
 byte by byte: three times slower than the eight bytes of ``rep movsq``. la57 adds a level to every page walk."""
 _BRIDGE = "slots"
+GROWTH = "growth"
+"""The device by which memory is added; what it has does not depend on how much that is."""
 WINDOW_NODE = 1
 """The number of the window's memory node in the guest."""
 SHARE_QUEUE = 1024
@@ -285,7 +287,8 @@ def command_line(
         argv += ["-accel", "kvm", "-cpu", "host"]
     else:
         argv += ["-accel", option("tcg", {"thread": "multi", "tb-size": TB_CACHE_MIB}), "-cpu", option("max", TCG_CPU)]
-    argv += ["-m", f"{spec.memory_mib}M", "-smp", str(spec.vcpus), *_memory(spec)]
+    most = f",maxmem={spec.memory_mib + spec.growth_mib}M" if spec.growth_mib else ""
+    argv += ["-m", f"{spec.memory_mib}M{most}", "-smp", str(spec.vcpus), *_memory(spec)]
     if firmware:
         argv += ["-bios", arch.firmware]
     # Through /proc because QEMU opens these two itself, as a user who need not be able to reach the files' directory.
@@ -307,6 +310,8 @@ def command_line(
         part = parts(device, number)
         part.device.update(places.get(device.id, {}))
         argv += _device_options(part)
+    if spec.growth_mib:
+        argv += _growth(spec)
     if spec.image is not None and spec.image.state_fd is not None:
         argv += ["-incoming", "defer"]
     return argv
@@ -343,9 +348,19 @@ def _memory(spec: VmSpec) -> list[str]:
     return argv
 
 
-def window_base(spec_memory_mib: int, image: Image) -> int:
-    """The address in the guest at which the window begins, in bytes."""
-    return (spec_memory_mib - image.window_mib) << 20
+def _growth(spec: VmSpec) -> list[str]:
+    """The options for memory that is added later: anonymous, and none of it reserved before."""
+    memory: dict[str, Value] = {
+        "id": GROWTH + ".ram", "size": f"{spec.growth_mib}M", "reserve": False, "prealloc": False,
+        "share": spec.shared_memory, "merge": spec.mergeable and not spec.shared_memory,
+    }  # fmt: skip
+    device: dict[str, Value] = {
+        "id": GROWTH, "memdev": GROWTH + ".ram", "node": 0, "requested-size": 0, "disable-legacy": "on",
+        "block-size": f"{GROW_STEP_MIB}M",
+    }  # fmt: skip
+    return [
+        "-object", option("memory-backend-ram", memory), "-device", option("virtio-mem-pci", device),
+    ]  # fmt: skip
 
 
 def _anchor(spec: VmSpec) -> str:

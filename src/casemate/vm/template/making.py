@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate import jsonfile
-from casemate.config import Config
+from casemate.config import TEMPLATE_MIB, Config
 from casemate.errors import CasemateError, TemplateError
 from casemate.protocol.wire import LinkError
 from casemate.vm import transport
@@ -31,7 +31,7 @@ PREPARE_SECONDS = 60.0
 
 def machine_spec(
     bundle: GuestBundle, kind: Class, image: base.Image, port: base.Device, console: base.SerialConsole, name: str,
-    log: Path | None,
+    log: Path | None, *, mergeable: bool = True,
 ) -> base.VmSpec:
     """The machine of a template: the same when it is saved and when it is made again, but for its connections."""
     return base.VmSpec(
@@ -39,7 +39,8 @@ def machine_spec(
         kernel=bundle.kernel,
         initrd=bundle.initrd,
         cmdline=(*bundle.cmdline(kind.accelerator.value), *store.CMDLINE),
-        memory_mib=kind.memory_mib,
+        memory_mib=TEMPLATE_MIB,
+        growth_mib=kind.growth_mib,
         vcpus=kind.vcpus,
         shared_memory=False,
         accelerator=kind.accelerator,
@@ -53,6 +54,7 @@ def machine_spec(
         log=log,
         hotplug_slots=base.MAX_SLOTS,
         image=image,
+        mergeable=mergeable,
     )  # fmt: skip
 
 
@@ -111,11 +113,11 @@ def _make(
     with contextlib.suppress(FileNotFoundError, TemplateError):
         return store.load(store.home(config.root) / key)
     store.sweep(config.root)
-    progress(f"making a template for {kind.memory_mib} MiB: the guest boots")
+    progress("making a template: the guest boots")
     work = Path(tempfile.mkdtemp(prefix=".making-", dir=store.home(config.root)))
     fds: list[int] = []
     try:
-        for name, mib in (("memory", kind.memory_mib - WINDOW_MIB), ("window", WINDOW_MIB)):
+        for name, mib in (("memory", TEMPLATE_MIB - WINDOW_MIB), ("window", WINDOW_MIB)):
             fds.append(memory.create(name, mib << 20))
         fds.append(os.open(work / "state", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         hello = _boot_and_save(config, bundle, kind, jail, hypervisor, work, (fds[0], fds[1], fds[2]), progress)
@@ -133,7 +135,7 @@ def _make(
             "bundle": bundle.digest,
             "kernel_release": bundle.kernel_release,
             "accelerator": kind.accelerator.value,
-            "memory_mib": kind.memory_mib,
+            "growth_mib": kind.growth_mib,
             "vcpus": kind.vcpus,
             "hello": hello,
             "sizes": {name: (work / name).stat().st_size for name in store.PARTS},

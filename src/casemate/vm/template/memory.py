@@ -150,8 +150,10 @@ class Shared:
 
     def close(self) -> None:
         """Give it up."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the directories stay while others have notes there
             self._note.unlink()
+            self._note.parent.rmdir()
+            self._note.parent.parent.rmdir()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -187,10 +189,14 @@ def take(config: Config, key: str, path: Path, size: int) -> Shared:
 def note(config: Config, key: str, fd: int) -> Shared:
     """Tell others that this process has a template's memory, as descriptor ``fd``. Raises OSError."""
     directory = config.run / "templates" / key
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = directory / str(os.getpid())
-    path.write_text(str(fd))
-    return Shared(fd, path)
+    while True:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            path.write_text(str(fd))
+        except FileNotFoundError:  # the last of the others has just gone, and the directory with it
+            continue
+        return Shared(fd, path)
 
 
 def _name(key: str) -> str:

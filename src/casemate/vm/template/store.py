@@ -2,8 +2,8 @@
 
 ::
 
-    <root>/templates/<key>/   manifest.json, memory, window, state
-    <root>/templates/.lock    held by who makes or removes one
+    <root>/guest/templates/<key>/   manifest.json, memory, window, state
+    <root>/guest/templates/.lock    held by who makes or removes one
 
 Memory and window have holes where a page is zero. Nothing of a template is ever changed.
 """
@@ -20,18 +20,18 @@ from typing import Any
 
 import casemate
 from casemate import jsonfile
-from casemate.config import Config
+from casemate.config import TEMPLATE_MIB, Config
 from casemate.errors import StateError, TemplateError
 from casemate.protocol import wire
 from casemate.vm.guest.bundle import GuestBundle
 from casemate.vm.hypervisor import base, launch, qemu_args
 from casemate.vm.template import WINDOW_MIB, Class
 
-FORMAT = 1
+FORMAT = 2
 PARTS = ("memory", "window", "state")
 MANIFEST = "manifest.json"
 KEEP = 8
-"""How many there are at most: one for each guest, amount of memory and number of processors in use."""
+"""How many there are at most: one for each guest, class of memory and number of processors in use."""
 BOUNCE_SLOTS = 4096
 """Bounce buffers of 2 KiB each."""
 CMDLINE = (f"swiotlb={BOUNCE_SLOTS},force", "numa_balancing=disable", "casemate.template")
@@ -42,8 +42,8 @@ _ASK = "make another: casemate template create"
 class Template:
     """A template.
 
-    ``manifest`` has ``format``, ``key``, ``bundle`` (the guest's digest), ``accelerator``, ``memory_mib``, ``vcpus``,
-    ``qemu``, ``kernel_release``, ``hello`` (what the agent said), ``sizes`` and ``sha256`` of the three files.
+    ``manifest`` has ``format``, ``key``, ``bundle`` (the guest's digest), ``accelerator``, ``growth_mib``, ``vcpus``,
+    ``kernel_release``, ``hello`` (what the agent said), ``sizes`` and ``sha256`` of the three files.
     """
 
     key: str
@@ -62,8 +62,8 @@ class Template:
 
 
 def home(root: Path) -> Path:
-    """Where the templates of a root directory are."""
-    return root / "templates"
+    """Where the templates of a root directory are: beside the guests that they were made from."""
+    return root / "guest" / "templates"
 
 
 def key(config: Config, bundle: GuestBundle, kind: Class) -> str:
@@ -76,7 +76,7 @@ def key(config: Config, bundle: GuestBundle, kind: Class) -> str:
     found = os.stat(program)
     values: list[Any] = [
         FORMAT, casemate.__version__, wire.PROTOCOL, bundle.digest, bundle.cmdline(kind.accelerator.value),
-        kind.accelerator.value, kind.memory_mib, kind.vcpus, WINDOW_MIB, CMDLINE,
+        kind.accelerator.value, TEMPLATE_MIB, kind.growth_mib, kind.vcpus, WINDOW_MIB, CMDLINE,
         program, found.st_size, found.st_mtime_ns, Path(qemu_args.__file__).read_text(),
     ]  # fmt: skip
     if kind.accelerator is base.Accelerator.KVM:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from casemate.config import Config
+from casemate.config import TEMPLATE_MIB, Config
 from casemate.errors import TemplateError
 from casemate.vm.guest.bundle import GuestBundle
 from casemate.vm.hypervisor import base
-from casemate.vm.template import WINDOW_MIB, Class, making, memory, store
+from casemate.vm.template import WINDOW_MIB, Class, class_of, making, memory, store
 
 
 @dataclass(slots=True)
@@ -54,17 +54,17 @@ def get(
         found = store.load(store.home(config.root) / key)
         store.used(found)
     except FileNotFoundError:
-        if (kind.memory_mib, kind.vcpus) != (config.memory, config.vcpus):
+        if kind != class_of(kind.accelerator, config.memory, config.vcpus):
             return None
         made = making.make(config, bundle, kind, jail, hypervisor, progress, wait=False)
         if made is None:
             return None
         found = made
-    return _open(config, found, kind)
+    return _open(config, found)
 
 
-def _open(config: Config, template: store.Template, kind: Class) -> Ready:
-    shared = memory.take(config, template.key, template.path / "memory", (kind.memory_mib - WINDOW_MIB) << 20)
+def _open(config: Config, template: store.Template) -> Ready:
+    shared = memory.take(config, template.key, template.path / "memory", (TEMPLATE_MIB - WINDOW_MIB) << 20)
     fds: list[int] = []
     try:
         fds.append(os.dup(shared.fd))
