@@ -203,6 +203,17 @@ class PodSandbox(ABC):
         """Bring names, addresses, routes and neighbours of all interfaces up to date."""
 
     @abstractmethod
+    def grow(self, memory_mib: int) -> int:
+        """Give the running sandbox more memory, as far as it can have that.
+
+        Arguments:
+            memory_mib: how much in all.
+
+        Returns:
+            how much it has then.
+        """
+
+    @abstractmethod
     def plug_disk(self, disk: Disk) -> None:
         """Add a block device to the running sandbox; the descriptor is closed, whatever happens."""
 

@@ -176,6 +176,10 @@ def test_update(cli: Client, box: str) -> None:
     assert found[3] in ("512", "20")  # shares, or what all runtimes make of them for version 2
     assert cli.engine != "docker" or found[4] == "70"
     assert cli.sh(box, "grep Cpus_allowed_list /proc/1/status").split()[1] == "0"
+    # More than it was made with; Docker wants to be told of swap, too.
+    cli.out("update", "--memory", "1300m", "--memory-swap", "1300m", box)
+    memory = "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes"
+    assert int(cli.sh(box, memory)) == 1300 << 20
     # Who wants more than it may have waits.
     cli.out("update", "--cpus", "0.2", box)
     burn = "timeout 1 sh -c 'while :; do :; done'; cd /sys/fs/cgroup; cat cpu.stat 2>/dev/null || cat cpu/cpu.stat"

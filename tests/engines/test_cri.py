@@ -194,9 +194,10 @@ def test_stats(cri: Cri, main: str) -> None:
 def test_update(cri: Cri, main: str) -> None:
     bound = "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes"
     assert int(cri.sh(main, bound)) == 128 << 20
-    limits = {"memory_limit_in_bytes": 160 << 20, "cpu_period": 100000, "cpu_quota": 70000}
-    cri.call("UpdateContainerResources", container_id=main, linux=limits)
-    assert int(cri.sh(main, bound)) == 160 << 20
+    for limit in (160 << 20, 1200 << 20):  # more than a pod has to begin with
+        limits = {"memory_limit_in_bytes": limit, "cpu_period": 100000, "cpu_quota": 70000}
+        cri.call("UpdateContainerResources", container_id=main, linux=limits)
+        assert int(cri.sh(main, bound)) == limit
 
 
 @pytest.mark.feature("PortForward")

@@ -187,6 +187,10 @@ class FakePod(PodSandbox):
         with self.changed:
             assert self.changed.wait_for(condition, seconds), self.calls
 
+    def grow(self, memory_mib: int) -> int:
+        self.told("grow", memory_mib)
+        return 0
+
     # ---- interfaces
 
     def boot(self, netns: int, nics: Sequence[Nic], disks: Sequence[Disk], hostname: str) -> None:

@@ -16,7 +16,7 @@ from tests.vm.support import Casemate, Container, detached
 
 MIB = 1 << 20
 MEMORY = 256
-OVERHEAD = Config().vmm_overhead
+OVERHEAD = Config().overhead
 HOG = 'awk \'BEGIN { for (;;) held[i++] = sprintf("%20000s", "") }\''
 """Takes memory by small steps until it is killed."""
 PIDS = 48

@@ -118,7 +118,7 @@ def test_the_bounds_of_the_group_are_those_asked_for(ours: Runtime, old_layout: 
         "cpu": {"shares": 300, "quota": 150_000, "period": 100_000, "cpus": "0"},
     }
     container = ours.create(bundle).start()
-    overhead = cgroup.GUEST_OVERHEAD_MIB + store_of(ours).config.overhead
+    overhead = cgroup.overhead_mib({"memory": {"limit": 64 * MIB}}) + store_of(ours).config.overhead
     assert value(container, "memory", "memory.limit_in_bytes") == str((64 + overhead) * MIB)
     assert value(container, "cpu", "cpu.shares") == "300" and value(container, "cpuset", "cpuset.cpus") == "0"
     assert value(container, "cpu", "cpu.cfs_quota_us") == "150000"

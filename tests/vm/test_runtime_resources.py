@@ -128,10 +128,18 @@ def test_update_while_it_runs(ours: Runtime) -> None:
     assert group(container, "memory.max") == str(200 * MIB)
 
 
-def test_update_gives_no_more_memory_than_the_machine_has(ours: Runtime) -> None:
+def test_update_has_the_machine_grow(ours: Runtime) -> None:
+    """To what a template's class has room for, and not beyond."""
     container = bounded(ours, memory={"limit": 200 * MIB})
-    assert "the container's machine has 200 MiB for containers" in ours.fails("update", "--memory=201m", container.id)
-    assert group(container, "memory.max") == str(200 * MIB)
+    container("update", "--memory=500m")
+    assert group(container, "memory.max") == str(500 * MIB)
+    total = int(container.sh("awk '/MemTotal/ { print $2 }' /proc/meminfo"))
+    assert 500 << 10 < total < 700 << 10
+    names = ("memory.limit_in_bytes", "memory.max")
+    (bound,) = (path for name in names if (path := host_group(container, "memory") / name).exists())
+    assert int(bound.read_text()) > 600 * MIB, "the host's bound is that of the machine"
+    assert "room for more" in ours.fails("update", "--memory=1t", container.id)
+    assert group(container, "memory.max") == str(500 * MIB)
     container("update", "--memory=100m")
     container("update", "--memory=-1")
     assert int(group(container, "memory.max")) >= 200 * MIB

@@ -59,6 +59,7 @@ class Service:
             "process.signal": self._signal,
             "process.resize": self._resize,
             "sandbox.prepare": self._prepare,
+            "sandbox.grow": self._grow,
             "sandbox.info": lambda params: machine.info(),
             "sandbox.boot": lambda params: {**marks.tell(params.get("log") is True), **machine.memory()},
             "sandbox.ping": lambda params: {},
@@ -222,6 +223,12 @@ class Service:
         from casemate.agent import late  # here, because most guests are not saved
 
         late.prepare(self._places.crun[0], self._reaper.run_program)
+        return {}
+
+    def _grow(self, params: dict[str, Any]) -> dict[str, Any]:
+        from casemate.agent import late  # here, because most guests have all of their memory from the start
+
+        late.wait_for_memory(get_int(params, "grown", 0, late.MAX_GROWN_MIB))
         return {}
 
     def _refresh(self, params: dict[str, Any]) -> dict[str, Any]:

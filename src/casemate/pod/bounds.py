@@ -40,8 +40,8 @@ def writes(
     Raises:
         UsageError: a value is of the wrong type.
     """
-    memory, cpu = _section(resources, "memory"), _section(resources, "cpu")
-    io = _section(resources, "blockIO")
+    memory, cpu = section(resources, "memory"), section(resources, "cpu")
+    io = section(resources, "blockIO")
     if "memory" in available:
         yield from (_memory_new if "memory" in new else _memory_old)(memory, overhead)
     if "cpu" in available:
@@ -58,7 +58,8 @@ def writes(
         yield Write("pids", "pids.max", (str(tasks),))
 
 
-def _section(resources: dict[str, Any], key: str) -> dict[str, Any]:
+def section(resources: dict[str, Any], key: str) -> dict[str, Any]:
+    """A part of ``linux.resources``, empty where there is none. Raises UsageError: it is no object."""
     value = resources.get(key)
     if value is None:
         return {}

@@ -23,16 +23,38 @@ from typing import Any
 from casemate.errors import CasemateError, HostError, UsageError
 from casemate.host import cgroups
 from casemate.host.cgroups import Hierarchy
+from casemate.pod.bounds import number, section, writes
 
 DEFAULT_PARENT = "/casemate"
 GUEST_OVERHEAD_MIB = 112
-"""What a guest's kernel, agent and page tables take, beside what its containers may use; 8 of it are
-bounce buffers for files of a machine from a template."""
+"""What a guest's kernel and agent take, beside what its containers may use; 8 of it are bounce buffers for the files of
+a machine from a template."""
+_BOOKS = 32
+"""What part of a guest's memory its kernel needs for the rest: 64 bytes for each page of 4096, and about as much again
+that it keeps free."""
 MACHINE_TASKS = 4096
 """Processes and threads of a group with a machine in it: keeper, VMM, file servers, stand-ins. Those of the containers
 are counted in the guest."""
 MAX_PATH = 2048
 MAX_DEPTH = 64
+
+
+def machine_mib(containers_mib: int) -> int:
+    """How much memory a machine needs whose containers may use so much, in MiB."""
+    return containers_mib + -(-containers_mib // _BOOKS) + GUEST_OVERHEAD_MIB
+
+
+def containers_mib(machine_mib: int) -> int:
+    """How much the containers of a machine with so much memory can use, in MiB."""
+    return max(0, (machine_mib - GUEST_OVERHEAD_MIB) * _BOOKS // (_BOOKS + 1))
+
+
+def overhead_mib(resources: dict[str, Any]) -> int:
+    """What the machine of a container with such bounds needs beside them, in MiB."""
+    limit = number(section(resources, "memory"), "limit") or 0
+    asked = -(-max(limit, 0) >> 20)
+    return machine_mib(asked) - asked
+
 
 
 class HostGroup:
@@ -106,8 +128,6 @@ class HostGroup:
             systemd.set_properties(self.unit, systemd.properties(resources, (overhead_mib or 0) << 20, tasks))
 
     def _write_bounds(self, resources: dict[str, Any], overhead: int, tasks: int | None) -> None:
-        from casemate.pod.bounds import writes
-
         available = set(self._group.directories)
         new = {controller for controller in available if self.is_new(controller)}
         for one in writes(resources, available, new, overhead, tasks):

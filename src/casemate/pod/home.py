@@ -100,12 +100,24 @@ class Home:
             Unsupported: it is more.
         """
         limit = (resources.get("memory") or {}).get("limit") or 0
-        most = self.memory_mib - cgroup.GUEST_OVERHEAD_MIB
+        most = cgroup.containers_mib(self.memory_mib)
         if limit > max(most << 20, (container.resources.get("memory") or {}).get("limit") or 0):
             raise Unsupported(
                 f"a memory limit of {limit} bytes cannot be given: the container's machine has {most} MiB for "
-                "containers", "a machine does not grow: make the container anew with it, or ask for -1 (all there is)",
+                "containers, and no room for more", "make the container anew with it, or ask for -1 (all there is)",
             )
+
+    def grown(self, memory_mib: int, containers: Sequence[Container]) -> None:
+        """The machine has more memory than before.
+
+        Raises:
+            HostError: the kernel refuses the new bound.
+        """
+        with self._lock:
+            self.memory_mib, owner = memory_mib, self._owner
+        if owner is not None and (memory := owner.resources.get("memory")):
+            members = [one.resources for one in containers] or [owner.resources]
+            self.group(owner).bound(self._machine(members, {"memory": memory}), self.overhead_mib)
 
     def update(self, container: Container, resources: dict[str, Any], containers: Sequence[Container]) -> None:
         """Change the bounds of a container's group.

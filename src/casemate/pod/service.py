@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,8 @@ from casemate.host import processes
 from casemate.keeper.control import SOCKET_NAME, Connection, ControlClosed, error_message
 from casemate.keeper.process import Process
 from casemate.pod import reap
-from casemate.pod.cgroup import GUEST_OVERHEAD_MIB
+from casemate.pod.bounds import number, section
+from casemate.pod.cgroup import machine_mib
 from casemate.pod.client import STDIO_NAMES
 from casemate.pod.container import Container, StandIn, Task, nameservers, size_of
 from casemate.pod.home import Home, oom_score
@@ -110,6 +112,7 @@ class PodKeeper:
         self._up = False
         self._network: Network | None = None
         self._helpers: list[Any] = []
+        self._growing = threading.Lock()
         self.home = Home(0, self.config.overhead)
         self._netns = -1
         self._ending = False
@@ -255,6 +258,7 @@ class PodKeeper:
             if maker is None:
                 for disk in _disks(request, fds):
                     sandbox.plug_disk(disk)
+                self.make_room(container, container.resources)
             self._check(container)
             sandbox.attach(container.name, fds.pop("root"), fds.pop("volumes", None))
             terminal = bool((request["spec"].get("process") or {}).get("terminal"))
@@ -274,6 +278,30 @@ class PodKeeper:
             self._settle_network(full)
         self._rebound()
         return {}
+
+    def make_room(self, container: Container, resources: dict[str, Any]) -> None:
+        """Have the machine grow where its containers may use more than it has; as far as it can, and the host has it.
+
+        Arguments:
+            container: one of them, with the bounds that it is to have.
+
+        Raises:
+            CasemateError: the guest did not take the memory.
+        """
+        with self._growing:
+            others = [one.resources for one in self.living() if one is not container]
+            asked = sum(max(0, number(section(one, "memory"), "limit") or 0) for one in (*others, resources))
+            wanted = machine_memory(asked, 0, 0)
+            if wanted <= self.home.memory_mib:
+                return
+            has = self.machine().grow(wanted)
+            if has < wanted:
+                log_line(f"the machine has {has} MiB of memory, and its containers may use {asked >> 20} MiB")
+            if has > self.home.memory_mib:
+                self.home.grown(has, self.living())
+                self.record = replace(self.record, memory_mib=has)
+                with contextlib.suppress(OSError):
+                    self.pod.write(self.record)
 
     def _check(self, container: Container) -> None:
         """Stop making a container whose maker, stand-in or keeper is not to live."""
@@ -652,8 +680,8 @@ def _all_done(tasks: Iterable[Task], seconds: float) -> bool:
 
 def _disks(request: dict[str, Any], fds: dict[str, int]) -> Iterator[Disk]:
     """Takes the descriptor of each only when it is asked for."""
-    for number, (serial, read_only) in enumerate(request.get("disks") or ()):
-        yield Disk(str(serial), fds.pop(f"disk{number}"), bool(read_only))
+    for place, (serial, read_only) in enumerate(request.get("disks") or ()):
+        yield Disk(str(serial), fds.pop(f"disk{place}"), bool(read_only))
 
 
 def machine_memory(asked: int | None, usual: int, least: int) -> int:
@@ -662,7 +690,7 @@ def machine_memory(asked: int | None, usual: int, least: int) -> int:
     if not asked or asked < 0:
         return usual
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
-    return max(least, min(-(-asked >> 20) + GUEST_OVERHEAD_MIB, host))
+    return max(least, min(machine_mib(-(-asked >> 20)), host))
 
 
 def helpers(sandbox: PodSandbox, netns: int, spec: dict[str, Any]) -> list[Any]:

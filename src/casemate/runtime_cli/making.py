@@ -218,10 +218,11 @@ class _Maker:
             self._context.log.debug(f"stand-in {starting.pid} has its namespaces")
             record = replace(record, pid=starting.pid, pid_start=starting.pid_start)
             netns = os.stat(f"/proc/{starting.pid}/ns/net")
-            overhead = None if self._connection is None else cgroup.GUEST_OVERHEAD_MIB + store.config.overhead
+            bounds = spec["linux"].get("resources") or {}
+            overhead = None if self._connection is None else cgroup.overhead_mib(bounds) + store.config.overhead
             group = cgroup.make(
                 spec["linux"].get("cgroupsPath"), self._id, systemd=self._context.systemd,
-                resources=spec["linux"].get("resources"), overhead_mib=overhead, pid=starting.pid,
+                resources=bounds, overhead_mib=overhead, pid=starting.pid,
             )  # fmt: skip
             record = replace(record, netns=(netns.st_dev, netns.st_ino), cgroups=group.paths, unit=group.unit)
             store.write(record)

@@ -127,6 +127,9 @@ class Machine:
         self._kills = 0
         self._facts: dict[str, Any] = {}
         self._template: Ready | None = None
+        self._growth_mib = 0
+        """How much memory the guest can have beside a template's."""
+        self._growing = threading.Lock()
         self.late: dict[str, Any] | None = None
         """What the agent is to be told of what was plugged in, with the first container; None after a boot."""
 
@@ -224,6 +227,8 @@ class Machine:
             self._plug(owned)
         else:
             self._boot(jail, devices, slots, slotted)
+        if self.config.ksm != "off":
+            kick(self.config.run)
         with self._lock:
             self._booted = not self._over
         if not self._booted:
@@ -274,8 +279,6 @@ class Machine:
             self._vm.start()
         except HypervisorError as error:
             raise HypervisorError(self._reason or error.message, error.hint) from None
-        if self.config.ksm != "off":
-            kick(self.config.run)
         try:
             link_fd = way.connect(self.config.boot_timeout, self._gone)
         except HypervisorError as error:
@@ -357,6 +360,7 @@ class Machine:
             self.step("machine")
             return False
         self._vm = vm
+        self._growth_mib = kind.growth_mib
         vm.on_exit(self._ended)
         self._facts["agent"] = line(str(ready.hello.get("version")), 64)
         return True
@@ -421,6 +425,26 @@ class Machine:
         if self._vm is None:
             raise HypervisorError("the sandbox has not been booted")
         return self._vm
+
+    def grow(self, memory_mib: int) -> int:
+        """Give the guest more memory, as far as the machine has room for it; one that has booted has none.
+
+        Arguments:
+            memory_mib: how much in all.
+
+        Returns:
+            how much it has then.
+
+        Raises:
+            CasemateError: the guest does not take it. The machine may use it all the same.
+        """
+        with self._growing:
+            wanted = min(memory_mib, TEMPLATE_MIB + self._growth_mib)
+            if wanted > self.memory_mib:
+                self.memory_mib = wanted
+                self.vm().grow(self._grown_mib())
+                self.calls.call("sandbox.grow", {"grown": self._grown_mib()})
+            return self.memory_mib
 
     def learn(self) -> None:
         """Ask the guest what it is, for :meth:`info`; what it does not tell stays out."""

@@ -284,6 +284,10 @@ class VmPod(PodSandbox):
 
     # ---- devices
 
+    def grow(self, memory_mib: int) -> int:
+        """Give the guest more memory. See :class:`casemate.sandbox.PodSandbox`."""
+        return self._machine.grow(memory_mib)
+
     def plug(self, nic: Nic) -> None:
         """Add a network interface. See :class:`casemate.sandbox.PodSandbox`."""
         mac = nic.interface.mac

@@ -75,6 +75,7 @@ class FakePod(PodSandbox):
         self.reached: dict[str, threading.Event] = {name: threading.Event() for name in ("boot", "create", "flush")}
         self.closed = threading.Event()
         self.deaf = False
+        self.most_mib = 0
         self.created: Callable[[str], None] = lambda id: None
 
     def _do(self, name: str, *arguments: Any) -> None:
@@ -104,6 +105,10 @@ class FakePod(PodSandbox):
 
     def detach(self, id: str) -> None:
         self._do("detach", id)
+
+    def grow(self, memory_mib: int) -> int:
+        self._do("grow", memory_mib)
+        return min(memory_mib, self.most_mib)
 
     def _begin(self, id: str, key: str | None, stdin: bool) -> ProcessStreams:
         streams = (FakeStream(), FakeStream(), FakeStream())

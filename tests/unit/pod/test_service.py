@@ -29,6 +29,7 @@ from casemate.errors import (
 )
 from casemate.keeper.control import Connection, ControlClosed
 from casemate.pod import operations, removal, service
+from casemate.pod.cgroup import containers_mib, machine_mib
 from casemate.pod.container import MAX_SIGNALS, Container, StandIn
 from casemate.pod.devices import MAX_DISKS
 from casemate.pod.model import Record
@@ -64,7 +65,7 @@ def follow(house: House) -> list[dict[str, Any]]:
 def test_a_container_lives_from_create_to_its_end(house: House) -> None:
     peer = house.create("one", hostname="box", memory=64 << 20, cpus=1.5)
     assert house.store.get("one").status == "created"
-    assert house.walls == [(160, 1.5)]
+    assert house.walls == [(machine_mib(64), 1.5)]
     events = follow(house)
     house.client.start("one")
     record = house.store.get("one")
@@ -842,6 +843,28 @@ def test_more_memory_than_the_machine_has_is_refused(house: House) -> None:
         assert house.sandbox.calls[-1] == ("update", "one", {"memory": {"limit": limit}})
 
 
+def test_the_machine_grows_where_containers_may_use_more(house: House) -> None:
+    house.running("one", full={**SPEC, "linux": {"resources": {"memory": {"limit": 200 << 20}}}}, memory=200 << 20)
+    assert house.keeper is not None
+    house.sandbox.most_mib = 1000
+    house.client.update("one", {"memory": {"limit": 500 << 20}})
+    assert ("grow", machine_mib(500)) in house.sandbox.calls
+    assert house.sandbox.calls[-1] == ("update", "one", {"memory": {"limit": 500 << 20}})
+    assert house.keeper.home.memory_mib == house.keeper.record.memory_mib == machine_mib(500)
+    with pytest.raises(Unsupported, match=f"has {containers_mib(1000)} MiB"):
+        house.client.update("one", {"memory": {"limit": 1000 << 20}})
+
+
+def test_a_member_that_may_use_more_than_there_is_has_the_machine_grow(house: House) -> None:
+    house.running("one")
+    assert house.keeper is not None
+    has = house.keeper.home.memory_mib
+    house.sandbox.most_mib = 1 << 20
+    large = {"memory": {"limit": has << 20}}
+    house.running("two", full={**SPEC, "linux": {"resources": large}})
+    assert house.keeper.home.memory_mib == machine_mib(has)
+
+
 def test_what_a_container_was_made_with_may_be_said_again(house: House) -> None:
     """It is more than the machine has where the host has less, or where another container came first."""
     large = {"memory": {"limit": 1 << 40}}
@@ -962,7 +985,7 @@ def test_an_id_belongs_to_one_container(house: House) -> None:
 def test_a_machine_has_room_for_its_own_kernel() -> None:
     assert machine_memory(None, 1024, 128) == 1024
     assert machine_memory(6 << 20, 1024, 128) == 128
-    assert machine_memory((256 << 20) + 1, 1024, 128) == 257 + 96
+    assert machine_memory((256 << 20) + 1, 1024, 128) == machine_mib(257)
     assert machine_memory(1 << 60, 1024, 128) <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
