@@ -32,6 +32,7 @@ DRIVERS = ("virtio_net", "virtio_blk", "virtiofs")
 MAX_SHARES = 8
 MAX_GROWN_MIB = 1 << 22
 AUTO_ONLINE = "/sys/devices/system/memory/auto_online_blocks"
+_mounted: set[str] = set()
 _base_kib = 0
 """All memory of the guest when it was saved."""
 
@@ -74,13 +75,14 @@ def attach(params: dict[str, Any], mount: Callable[[str], None]) -> None:
 
     Arguments:
         params: ``tags`` of the shared file systems, ``node``: the memory node of the window, ``grown``: how many MiB
-            of memory the host adds to those that there were.
+            of memory the host adds to those that there were. The host says all of it again with the next container
+            where the first could not be made; what is done is left out then.
         mount: is given each tag when its device works.
 
     Raises:
         RequestFailed: ``bad-spec``, or a device did not come. OSError: the kernel refused something.
     """
-    tags = [str(tag) for tag in get_list(params, "tags", MAX_SHARES)]
+    tags = [str(tag) for tag in get_list(params, "tags", MAX_SHARES) if str(tag) not in _mounted]
     node = get_int(params, "node", 0, 1023)
     found = wait_for(lambda: _shares(len(tags)), PATIENCE)
     if found is None:
@@ -90,11 +92,11 @@ def attach(params: dict[str, Any], mount: Callable[[str], None]) -> None:
         write_text(f"{BUS}/drivers_probe", name)
     for tag in tags:
         mount(tag)
+        _mounted.add(tag)
     # From here on devices find their drivers by themselves; those that came between are told.
     write_text(f"{BUS}/drivers_autoprobe", "1")
-    for name in os.listdir(f"{BUS}/devices"):
-        if not os.path.exists(f"{BUS}/devices/{name}/driver"):
-            write_text(f"{BUS}/drivers_probe", name)
+    for name in _unbound():
+        write_text(f"{BUS}/drivers_probe", name)
     wait_for_memory(get_int(params, "grown", 0, MAX_GROWN_MIB))
 
 
@@ -115,9 +117,14 @@ def _total_kib() -> int:
 
 
 def _shares(count: int) -> list[str] | None:
-    """The devices of shared file systems, or None while there are fewer."""
-    names = [n for n in sorted(os.listdir(f"{BUS}/devices")) if _id(n) == VIRTIO_ID_FS]
+    """The devices of shared file systems that no driver has yet, or None while there are fewer."""
+    names = [name for name in _unbound() if _id(name) == VIRTIO_ID_FS]
     return names if len(names) >= count else None
+
+
+def _unbound() -> list[str]:
+    found = sorted(os.listdir(f"{BUS}/devices"))
+    return [name for name in found if not os.path.exists(f"{BUS}/devices/{name}/driver")]
 
 
 def _id(name: str) -> str:

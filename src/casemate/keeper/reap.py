@@ -138,7 +138,7 @@ def clean_host(container: Container) -> None:
         HostError: something would not go; everything else has gone nevertheless.
     """
     from casemate.host import cgroups, network, uids
-    from casemate.vm import share
+    from casemate.vm import notes, share
 
     identifier, config, run_path = container.id, container.config, container.run_path
     problems: list[str] = []
@@ -158,6 +158,7 @@ def clean_host(container: Container) -> None:
         attempt(lambda: uids.release(identifier, config))  # nobody runs as this user any more
     attempt(lambda: network.teardown(identifier, config))
     share.remove(run_path)
+    notes.forget(config.run, identifier)
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(run_path):
             with contextlib.suppress(OSError):

@@ -146,9 +146,11 @@ def clean_pod(pod: Pod) -> None:
     """
     from casemate import ids
     from casemate.host import uids
+    from casemate.vm import notes
 
     if not ids.is_id(pod.id):
         return
+    notes.forget(pod.config.run, pod.id)
     problem = attempt([lambda: uids.release(pod.id, pod.config), lambda: _clear_run_path(pod.run_path)])
     if problem:
         raise HostError(problem)

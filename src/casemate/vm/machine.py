@@ -311,7 +311,7 @@ class Machine:
         try:
             # Where there is none yet, a guest boots to be saved: nobody's, so in nobody's control group.
             jail = base.Confinement(uid=self._uid, gid=self._uid, netns_fd=netns, oom_score_adj=self._oom_score_adj)
-            ready = use.get(self.config, bundle, kind, jail, self._hypervisor, self._progress)
+            ready = use.get(self.config, bundle, kind, jail, self._hypervisor, self.identifier, self._progress)
         except TemplateError as error:
             self._boot_after_all(error)
             return None

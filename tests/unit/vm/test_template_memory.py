@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from casemate.config import Config
 from casemate.errors import TemplateError
+from casemate.vm import notes
 from casemate.vm.template import memory
 
 PAGE = memory.PAGE
@@ -63,7 +64,7 @@ def test_holes_stay(on_disk: Path) -> None:
 
 
 def test_nobody_writes_to_it(config: Config, on_disk: Path) -> None:
-    shared = memory.take(config, KEY, on_disk, 64 * PAGE)
+    shared = memory.take(config, KEY, on_disk, 64 * PAGE, "mine")
     with pytest.raises(PermissionError):
         os.pwrite(shared.fd, b"x", 0)
     with pytest.raises(PermissionError):
@@ -84,7 +85,7 @@ from pathlib import Path
 from casemate.config import Config
 from casemate.vm.template import memory
 config = replace(Config(), run=Path(sys.argv[1]))
-shared = memory.take(config, sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+shared = memory.take(config, sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), "other")
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -104,10 +105,10 @@ def test_it_is_taken_from_a_process_that_has_it(config: Config, on_disk: Path) -
     expected = on_disk.read_bytes()
     with holder(config, on_disk, 64 * PAGE) as process:
         on_disk.unlink()  # now only the process has it
-        shared = memory.take(config, KEY, on_disk, 64 * PAGE)
+        shared = memory.take(config, KEY, on_disk, 64 * PAGE, "mine")
         assert content(shared.fd) == expected
         process.kill()
-    again = memory.take(config, KEY, on_disk, 64 * PAGE)  # from this one
+    again = memory.take(config, KEY, on_disk, 64 * PAGE, "mine")  # from this one
     assert content(again.fd) == expected
     again.close()
     shared.close()
@@ -117,9 +118,9 @@ def test_notes_of_the_dead_are_removed(config: Config, on_disk: Path) -> None:
     with holder(config, on_disk, 64 * PAGE) as process:
         process.kill()
     notes = config.run / "templates" / KEY
-    assert [path.name for path in notes.iterdir()] == [str(process.pid)]
-    shared = memory.take(config, KEY, on_disk, 64 * PAGE)
-    assert [path.name for path in notes.iterdir()] == [str(os.getpid())]
+    assert [path.name for path in notes.iterdir()] == ["other"]
+    shared = memory.take(config, KEY, on_disk, 64 * PAGE, "mine")
+    assert [path.name for path in notes.iterdir()] == ["mine"]
     shared.close()
     assert not (config.run / "templates").exists()
 
@@ -132,27 +133,38 @@ def test_what_another_process_offers_has_to_be_sealed_and_of_that_size(
     os.pwrite(other, b"forged", 0)
     if sealed:
         memory.seal(other)
-    note = config.run / "templates" / KEY / str(os.getpid())
+    note = config.run / "templates" / KEY / "other"
     note.parent.mkdir(parents=True)
-    note.write_text(str(other))
-    shared = memory.take(config, KEY, on_disk, 64 * PAGE)
+    note.write_text(f"{os.getpid()} {other}")
+    shared = memory.take(config, KEY, on_disk, 64 * PAGE, "mine")
     assert content(shared.fd) == on_disk.read_bytes()
     shared.close()
     os.close(other)
 
 
-@pytest.mark.parametrize("words", ["", "x", "99999", "-1", "0"])
+@pytest.mark.parametrize("words", ["", "x", "99999", "1 2 3", "99999999 3", "-1 -1", "0 0", "\u0661 3"])
 def test_notes_that_say_nothing(config: Config, on_disk: Path, words: str) -> None:
-    note = config.run / "templates" / KEY / str(os.getpid())
+    note = config.run / "templates" / KEY / "other"
     note.parent.mkdir(parents=True)
     note.write_text(words)
-    (note.parent / "not-a-pid").write_text("3")
-    memory.take(config, KEY, on_disk, 64 * PAGE).close()
+    memory.take(config, KEY, on_disk, 64 * PAGE, "mine").close()
+    assert not (config.run / "templates").exists()
+
+
+def test_the_note_of_a_dead_keeper_goes_with_its_sandbox(config: Config, on_disk: Path) -> None:
+    with holder(config, on_disk, 64 * PAGE) as process:
+        process.kill()
+    shared = memory.take(config, "another", on_disk, 64 * PAGE, "mine")
+    notes.forget(config.run, "other")
+    assert [path.name for path in config.run.glob("templates/*/*")] == ["mine"]
+    shared.close()
+    assert not (config.run / "templates").exists()
+    notes.forget(config.run, "other")
 
 
 def test_a_file_that_was_cut_short(config: Config, on_disk: Path) -> None:
     os.truncate(on_disk, PAGE)
     with pytest.raises(TemplateError, match="cut short"):
-        memory.take(config, KEY, on_disk, 64 * PAGE)
+        memory.take(config, KEY, on_disk, 64 * PAGE, "mine")
     with pytest.raises(TemplateError, match="No such file"):
-        memory.take(config, KEY, on_disk.with_name("gone"), 64 * PAGE)
+        memory.take(config, KEY, on_disk.with_name("gone"), 64 * PAGE, "mine")

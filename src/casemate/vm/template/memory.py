@@ -6,13 +6,12 @@ change it. A file of the disk cannot have both. A memory file (:manpage:`memfd_c
 (``F_SEAL_WRITE``): nobody can write to it any more, root included.
 
 Such a file lives as long as somebody has it open, so keepers take it from each other: each notes in
-``<run>/templates/<key>/<pid>`` under which number it has the file, and keeps it open until its end. Where no keeper has
-it, it is read from the disk.
+``<run>/templates/<key>/<sandbox>`` who it is and under which number it has the file, and keeps it open until its end.
+Where no keeper has it, it is read from the disk.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from casemate.config import Config
 from casemate.errors import TemplateError
+from casemate.vm import notes
 
 PAGE = 4096
 CHUNK = 1 << 20
@@ -150,22 +150,20 @@ class Shared:
 
     def close(self) -> None:
         """Give it up."""
-        with contextlib.suppress(OSError):  # the directories stay while others have notes there
-            self._note.unlink()
-            self._note.parent.rmdir()
-            self._note.parent.parent.rmdir()
+        notes.drop(self._note)
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
-def take(config: Config, key: str, path: Path, size: int) -> Shared:
+def take(config: Config, key: str, path: Path, size: int, sandbox: str) -> Shared:
     """The memory of a template: another keeper's, or read from the disk.
 
     Arguments:
         key: the template's.
         path: the file of the disk.
         size: how many bytes it must have.
+        sandbox: whose memory it is to be.
 
     Raises:
         TemplateError: it cannot be had.
@@ -177,7 +175,7 @@ def take(config: Config, key: str, path: Path, size: int) -> Shared:
             if os.fstat(fd).st_size != size:
                 raise TemplateError(f"{path} was cut short", "make another: casemate template create")
             seal(fd)
-        return note(config, key, fd)
+        return share(config, key, fd, sandbox)
     except BaseException as error:
         if fd >= 0:
             os.close(fd)
@@ -186,17 +184,9 @@ def take(config: Config, key: str, path: Path, size: int) -> Shared:
         raise
 
 
-def note(config: Config, key: str, fd: int) -> Shared:
+def share(config: Config, key: str, fd: int, sandbox: str) -> Shared:
     """Tell others that this process has a template's memory, as descriptor ``fd``. Raises OSError."""
-    directory = config.run / "templates" / key
-    path = directory / str(os.getpid())
-    while True:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            path.write_text(str(fd))
-        except FileNotFoundError:  # the last of the others has just gone, and the directory with it
-            continue
-        return Shared(fd, path)
+    return Shared(fd, notes.write(config.run, key, sandbox, fd))
 
 
 def _name(key: str) -> str:
@@ -205,27 +195,18 @@ def _name(key: str) -> str:
 
 def _from_others(config: Config, key: str, size: int) -> int:
     """A descriptor of the file that another process has open, or -1. Notes of those that have ended are removed."""
-    directory = config.run / "templates" / key
-    try:
-        notes = os.listdir(directory)
-    except FileNotFoundError:
-        return -1
-    for name in notes:
-        path = directory / name
+    for note, link in notes.of(config.run, key):
         try:
-            link = f"/proc/{int(name)}/fd/{int(path.read_text())}"
             if os.readlink(link) != f"/memfd:{_name(key)} (deleted)":
                 raise ValueError("it is something else")
             fd = os.open(link, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError):
-            with contextlib.suppress(OSError):
-                path.unlink()
+            notes.drop(note)
             continue
         if _is_ours(fd, size):
             return fd
         os.close(fd)
-        with contextlib.suppress(OSError):
-            path.unlink()
+        notes.drop(note)
     return -1
 
 

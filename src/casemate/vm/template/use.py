@@ -38,7 +38,7 @@ class Ready:
 
 def get(
     config: Config, bundle: GuestBundle, kind: Class, jail: base.Confinement, hypervisor: base.Hypervisor,
-    progress: Callable[[str], None],
+    sandbox: str, progress: Callable[[str], None],
 ) -> Ready | None:  # fmt: skip
     """Open the template of a class; make it first where there is none and the class is the configured one.
 
@@ -60,11 +60,11 @@ def get(
         if made is None:
             return None
         found = made
-    return _open(config, found)
+    return _open(config, found, sandbox)
 
 
-def _open(config: Config, template: store.Template) -> Ready:
-    shared = memory.take(config, template.key, template.path / "memory", (TEMPLATE_MIB - WINDOW_MIB) << 20)
+def _open(config: Config, template: store.Template, sandbox: str) -> Ready:
+    shared = memory.take(config, template.key, template.path / "memory", (TEMPLATE_MIB - WINDOW_MIB) << 20, sandbox)
     fds: list[int] = []
     try:
         fds.append(os.dup(shared.fd))
