@@ -37,6 +37,8 @@ class ProcessStreams:
     stdin: Stream | None
     stdout: Stream | None
     stderr: Stream | None
+    kept: tuple[tuple[Stream | None, Stream | None], ...] = ()
+    """Of its further descriptors, from 3 on: what leads to the process, and what comes from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,8 @@ class PodSandbox(ABC):
 
     @abstractmethod
     def create(
-        self, id: str, spec: dict[str, Any], files: list[dict[str, Any]], stdin: bool, size: tuple[int, int] | None
+        self, id: str, spec: dict[str, Any], files: list[dict[str, Any]], stdin: bool, size: tuple[int, int] | None,
+        kept: Sequence[str] = (),
     ) -> ProcessStreams:
         """Make a container, whose first process waits for :meth:`start`.
 
@@ -150,6 +153,8 @@ class PodSandbox(ABC):
             files: text files for the container: ``{"path", "mode", "content"}``.
             stdin: whether standard input stays open for us; else it is empty.
             size: rows and columns of its terminal, if it has one.
+            kept: what its further descriptors are, from 3 on: ``in`` (it reads), ``out``, ``both`` (a connection), or
+                ``null``.
         """
 
     @abstractmethod
@@ -158,7 +163,8 @@ class PodSandbox(ABC):
 
     @abstractmethod
     def exec(
-        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None
+        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None,
+        kept: Sequence[str] = (),
     ) -> ProcessStreams:
         """Start another process (an OCI ``process`` object) in a container."""
 

@@ -63,6 +63,8 @@ SECTIONS: dict[str, tuple[Feature, ...]] = {
         Feature("--privileged", _with(*_BOTH, all_=differs(
             "all capabilities of the sandbox's own kernel; the host's devices are not in it"))),
         Feature("--init", _with(*_BOTH)),
+        Feature("--preserve-fds", _with(*_PODMAN, all_=differs(
+            "pipes, connected stream sockets and `/dev/null` are carried; files and sockets that listen are refused"))),
         Feature("--ulimit", _with(*_BOTH)),
         Feature("--sysctl", _with(*_BOTH)),
         Feature("--oom-score-adj", _with(*_BOTH)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +96,15 @@ def test_kubernetes_file(cli: Client, pod: str, tmp_path: Path) -> None:
 def test_unit_file(cli: Client, pod: str) -> None:
     units = cli.out("generate", "systemd", "--name", "server")
     assert "ExecStart=" in units and "start server" in units
+
+
+@pytest.mark.feature("--preserve-fds")
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_preserved_descriptors(cli: Client, command: str) -> None:
+    """The shell gives the engine a pipe as descriptor 3."""
+    with cli.container(BOX, "sleep", "1000") as id:
+        where = [id] if command == "exec" else ["--rm", BOX]
+        shell = ["bash", "-c", 'exec "$0" "$@" 3<&0 0</dev/null']
+        words = [*shell, *cli.command(command, "--preserve-fds=1", *where, "sh", "-c", "cat <&3")]
+        done = subprocess.run(words, input=b"by descriptor 3\n", capture_output=True, env=cli.variables, timeout=100)
+        assert done.stdout == b"by descriptor 3\n", done.stderr

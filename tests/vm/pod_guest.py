@@ -290,7 +290,8 @@ class FakePod(PodSandbox):
         raise NotImplementedError
 
     def create(
-        self, id: str, spec: dict[str, Any], files: list[dict[str, Any]], stdin: bool, size: tuple[int, int] | None
+        self, id: str, spec: dict[str, Any], files: list[dict[str, Any]], stdin: bool, size: tuple[int, int] | None,
+        kept: Sequence[str] = (),
     ) -> ProcessStreams:
         raise NotImplementedError
 
@@ -298,7 +299,8 @@ class FakePod(PodSandbox):
         raise NotImplementedError
 
     def exec(
-        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None
+        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None,
+        kept: Sequence[str] = (),
     ) -> ProcessStreams:
         raise NotImplementedError
 

@@ -22,20 +22,20 @@ class Crun:
         self._reaper = reaper
         self._state = next((word[7:] for word in command if word.startswith("--root=")), "")
 
-    def run(self, arguments: list[str], log: str, stdin: int, stdout: int, stderr: int) -> None:
+    def run(self, arguments: list[str], log: str, *stdio: int) -> None:
         """Run one command to its end.
 
         Arguments:
             arguments: the command, its options and the container.
             log: a path that its messages go to.
-            stdin, stdout, stderr: descriptors for what it starts.
+            stdio: descriptors for what it starts: standard input, output and error, and those that follow.
 
         Raises:
             RequestFailed: it failed; the code tells a missing command from one that cannot be executed.
         """
         command = [*self._command, f"--log={log}", "--log-format=json", *arguments]
         try:
-            end = self._reaper.run_program(command, stdin, stdout, stderr, TIMEOUT)
+            end = self._reaper.run_program(command, stdio, TIMEOUT)
         except OSError as error:
             raise RequestFailed("failed", f"{command[0]} cannot be started: {error.strerror}") from None
         if end is None:

@@ -42,7 +42,7 @@ def wanted() -> bool:
     return WORD in read_text("/proc/cmdline").split()
 
 
-def prepare(crun: str, run: Callable[[list[str], int, int, int, float], object]) -> None:
+def prepare(crun: str, run: Callable[[list[str], tuple[int, int, int], float], object]) -> None:
     """Do what every sandbox would do first, and have devices wait for :func:`attach`.
 
     Arguments:
@@ -63,7 +63,7 @@ def prepare(crun: str, run: Callable[[list[str], int, int, int, float], object])
     write_text(f"{BUS}/drivers_autoprobe", "0")
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
-        run([crun, "--version"], null, null, null, PATIENCE)
+        run([crun, "--version"], (null, null, null), PATIENCE)
     finally:
         os.close(null)
     gc.collect()

@@ -29,6 +29,8 @@ class Streams:
 
     def __init__(self, link: Link, params: dict[str, Any]) -> None:
         self.by_name: dict[str, Stream] = {}
+        self.kept: list[list[Stream | None]] = []
+        """See :mod:`casemate.agent.kept`."""
         try:
             for name in NAMES:
                 number = params.get(name)
@@ -37,14 +39,19 @@ class Streams:
                 if type(number) is not int:
                     raise RequestFailed("bad-spec", f"{name} must be a channel number or null")
                 self.by_name[name] = link.stream(number)
+            if params.get("kept"):
+                from casemate.agent import kept  # here, because hardly anybody has any
+
+                kept.open_streams(link, params, self.kept)
         except LinkError as error:
             self.close()
             raise error if isinstance(error, RequestFailed) else RequestFailed("bad-spec", str(error)) from None
 
     def close(self) -> None:
-        """Close them all."""
-        for stream in self.by_name.values():
-            stream.close()
+        """Close those that nobody took."""
+        for stream in (*self.by_name.values(), *(stream for pair in self.kept for stream in pair)):
+            if stream is not None:
+                stream.close()
 
 
 class Process:
@@ -66,7 +73,7 @@ class Process:
         """Set when the host knows that it has ended."""
         self._ended = ended
         self._outputs: list[Output] = []
-        self._input: Input | None = None
+        self._inputs: list[Input] = []
         self._terminal: int | None = None
         self._lock = threads.Lock()
 
@@ -114,8 +121,15 @@ class Process:
                     if stream_name in streams.by_name:
                         stdio[number] = self._pipe(streams.by_name.pop(stream_name), number == 0)
                         theirs.append(stdio[number])
+            extra: list[int] = []
+            if streams.kept:
+                from casemate.agent import kept
+
+                options.append(f"--preserve-fds={len(streams.kept)}")
+                kept.attach(streams.kept, extra, self._inputs, self._outputs)
+                theirs += extra
             with reaper:
-                crun.run(arguments(options), f"{base}.log", *stdio)
+                crun.run(arguments(options), f"{base}.log", *stdio, *extra)
                 self.pid = _pid(f"{base}.pid")
                 try:
                     if console is not None:
@@ -146,7 +160,7 @@ class Process:
         """A pipe whose one end is ours; returns the process's."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         if is_input:
-            self._input = Input(writer, stream)
+            self._inputs.append(Input(writer, stream))
             return reader
         self._outputs.append(Output(reader, stream))
         return writer
@@ -158,19 +172,15 @@ class Process:
         if "stdout" in streams.by_name:
             self._outputs.append(Output(os.dup(fd), streams.by_name.pop("stdout")))
         if "stdin" in streams.by_name:
-            self._input = Input(os.dup(fd), streams.by_name.pop("stdin"))
+            self._inputs.append(Input(os.dup(fd), streams.by_name.pop("stdin")))
 
     def _begin(self) -> None:
-        for output in self._outputs:
-            output.start()
-        if self._input is not None:
-            self._input.start()
+        for pump in (*self._outputs, *self._inputs):
+            pump.start()
 
     def _discard(self) -> None:
-        for output in self._outputs:
-            output.discard()
-        if self._input is not None:
-            self._input.discard()
+        for pump in (*self._outputs, *self._inputs):
+            pump.discard()
         self._close_terminal()
 
     def _close_terminal(self) -> None:
@@ -198,8 +208,8 @@ class Process:
         deadline = monotonic() + ANNOUNCE
         try:
             self.announced.wait(max(0.0, deadline - monotonic()))
-            if self._input is not None:
-                self._input.process_ended()
+            for one in self._inputs:
+                one.process_ended()
             for output in self._outputs:
                 output.process_ended()
             for output in self._outputs:

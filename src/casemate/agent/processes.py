@@ -18,7 +18,7 @@ from casemate.protocol.threads import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 MAX_UNCLAIMED = 4096
 AGAIN = 0.1
@@ -141,12 +141,13 @@ class Reaper:
             os.kill(pid, number)
             return True
 
-    def run_program(self, arguments: list[str], stdin: int, stdout: int, stderr: int, timeout: float) -> Exit | None:
+    def run_program(self, arguments: list[str], stdio: Sequence[int], timeout: float) -> Exit | None:
         """Run a program to its end.
 
         Arguments:
             arguments: the program, looked for in the PATH, and its arguments.
-            stdin, stdout, stderr: descriptors that become its first three.
+            stdio: descriptors that become its first ones, three or more. None but the first three may have a number
+                that one of them gets.
             timeout: seconds; then it is killed.
 
         Returns:
@@ -165,7 +166,7 @@ class Reaper:
         with self:
             pid = os.posix_spawnp(
                 arguments[0], arguments, ENVIRONMENT,
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((stdin, stdout, stderr))],
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)],
                 setsigmask=[],
                 setsigdef=[SIGPIPE, SIGXFSZ, SIGINT],
             )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from casemate.keeper.logs import LogWriter
 from casemate.keeper.pump import Cancel, Sink, copy_in, copy_out
@@ -23,6 +23,7 @@ class Process:
         stdio: the client's descriptors by name; the process closes them.
         log: where output is kept, or None.
         ended: called once with the exit, after the last output was delivered.
+        kept: the client's descriptors for ``streams.kept``; the process closes them.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Process:
         stdio: dict[str, int],
         log: LogWriter | None,
         ended: Callable[[ProcessExit], None],
+        kept: Sequence[int] = (),
     ) -> None:
         self._log = log
         self._ended = ended
@@ -48,18 +50,34 @@ class Process:
                     self._sinks.append(sink)
                 thread = threading.Thread(target=self._output, args=(name, stream, sink), name=name, daemon=True)
                 self._outputs.append((thread, stream))
-        self._stdin = streams.stdin
-        self._input: threading.Thread | None = None
-        if streams.stdin is not None and "stdin" in stdio:
-            arguments = (stdio.pop("stdin"), streams.stdin, self._cancel)
-            self._input = threading.Thread(target=copy_in, args=arguments, name="stdin", daemon=True)
+        self._inputs: list[tuple[threading.Thread | None, Stream]] = []
+        if streams.stdin is not None:
+            self._inputs.append((self._input("stdin", stdio.pop("stdin", None), streams.stdin), streams.stdin))
+        for place, (fd, (into, out)) in enumerate(zip(kept, streams.kept, strict=True)):
+            self._keep(f"kept{place}", fd, into, out)
         for left in stdio.values():
             os.close(left)
-        for thread, _ in self._outputs:
-            thread.start()
-        if self._input is not None:
-            self._input.start()
+        for carrier, _ in (*self._outputs, *self._inputs):
+            if carrier is not None:
+                carrier.start()
         threading.Thread(target=self._finish, name="finish", daemon=True).start()
+
+    def _input(self, name: str, fd: int | None, stream: Stream) -> threading.Thread | None:
+        if fd is None:
+            return None
+        return threading.Thread(target=copy_in, args=(fd, stream, self._cancel), name=name, daemon=True)
+
+    def _keep(self, name: str, fd: int, into: Stream | None, out: Stream | None) -> None:
+        """Carry what goes over a further descriptor; a connection is one for each direction then."""
+        if out is not None:
+            sink = Sink(os.dup(fd), ends=True)
+            self._sinks.append(sink)
+            thread = threading.Thread(target=self._output, args=(name, out, sink), name=name, daemon=True)
+            self._outputs.append((thread, out))
+        if into is not None:
+            self._inputs.append((self._input(name, fd, into), into))
+        else:
+            os.close(fd)
 
     def _output(self, name: str, stream: Stream, sink: Sink | None) -> None:
         log, alive = self._log, sink is not None
@@ -72,10 +90,14 @@ class Process:
                 log.record(name, data)
             if alive and sink is not None:
                 alive = sink.write(data)
+                if sink.ends and not alive:
+                    stream.close()  # whoever writes to it in the sandbox is to notice, as with a pipe on the host
             self._moved = time.monotonic()
             self._busy.discard(name)
 
         copy_out(stream, take)
+        if sink is not None and sink.ends:
+            sink.end()
 
     def exited(self, end: ProcessExit) -> None:
         """The process has ended; what it wrote may still be on its way. The first word on how it ended counts."""
@@ -107,9 +129,10 @@ class Process:
                     stream.close()  # a process left behind holds it open; what it writes later is not ours to wait for
                     thread.join()
         self.detach()
-        if self._stdin is not None:
-            self._stdin.close()
-        if self._input is not None:
-            self._input.join()
+        for _, into in self._inputs:
+            into.close()
+        for reader, _ in self._inputs:
+            if reader is not None:
+                reader.join()
         self._cancel.close()
         self._ended(self._exit or ProcessExit(255, error="the process ended without saying how"))

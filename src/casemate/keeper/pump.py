@@ -47,9 +47,12 @@ class Sink:
 
     Arguments:
         fd: the descriptor; the sink closes it.
+        ends: whether its other side is to learn when nothing more comes, which :meth:`end` tells it. Standard output
+            may have other users.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, ends: bool = False) -> None:
+        self.ends = ends
         self._cancel = Cancel()
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
@@ -89,6 +92,14 @@ class Sink:
                 except OSError:
                     return False
         return True
+
+    def end(self) -> None:
+        """Nothing more comes. A connection may go on in its other direction."""
+        if self._socket is None:
+            self.close()
+            return
+        with self._lock, contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Stop a write under way and free the descriptor."""

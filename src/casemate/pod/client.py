@@ -156,6 +156,7 @@ class PodClient:
         cpus: float | None = None,
         disks: Sequence[tuple[str, bool]] = (),
         size: tuple[int, int] | None = None,
+        kept: Sequence[str] = (),
         connection: Connection | None = None,
     ) -> None:
         """Make a container that is on record, with its stand-in. It is then ``created``, and waits for :meth:`start`.
@@ -165,10 +166,12 @@ class PodClient:
             fds: descriptors by name, each of which stays open here too: ``standin`` (the keeper's end of its socket)
                 and ``root`` (the detached tree of its root filesystem) always; ``netns`` for the sandbox's first
                 container; ``volumes`` (the tree of its volumes); ``stdin``, ``stdout``, ``stderr``, where a terminal
-                is ``stdin`` and ``stdout``; ``disk0``, ``disk1``, … in the order of ``disks``.
+                is ``stdin`` and ``stdout``; ``disk0``, ``disk1``, … in the order of ``disks``; ``kept0``, … in that of
+                ``kept``.
             files, hostname, memory, cpus: from the plan; memory in bytes.
             disks: serial number and whether it is read-only, of each block device.
             size: rows and columns of the terminal.
+            kept: what further descriptors the process gets, see :class:`casemate.sandbox.PodSandbox`.
             connection: from :func:`launch` for the sandbox's first container.
         """
         arguments = {
@@ -180,6 +183,7 @@ class PodClient:
             "cpus": cpus,
             "disks": [list(one) for one in disks],
             "size": size,
+            "kept": list(kept),
         }
         self._request("create", arguments, fds, connection=connection)
 
@@ -196,6 +200,7 @@ class PodClient:
         pid: int,
         fds: Mapping[str, int],
         size: tuple[int, int] | None = None,
+        kept: Sequence[str] = (),
     ) -> None:
         """Start another process in a container.
 
@@ -203,13 +208,15 @@ class PodClient:
             exec_id: its name among the container's processes.
             process: an OCI ``process`` object for the guest.
             pid: its stand-in's.
-            fds: ``standin``, and ``stdin``, ``stdout``, ``stderr`` as for :meth:`create`.
+            fds: ``standin``, and ``stdin``, ``stdout``, ``stderr``, ``kept0``… as for :meth:`create`.
             size: rows and columns of the terminal.
+            kept: as for :meth:`create`.
 
         Raises:
             CommandNotFound, CommandNotExecutable: it cannot be started.
         """
-        self._request("exec", {"id": id, "exec": exec_id, "process": process, "pid": pid, "size": size}, fds)
+        arguments = {"id": id, "exec": exec_id, "process": process, "pid": pid, "size": size, "kept": list(kept)}
+        self._request("exec", arguments, fds)
 
     def kill(self, id: str, signum: int, *, exec_id: str | None = None, everyone: bool = False) -> None:
         """Send a signal to a container's first process, to another one, or to all."""

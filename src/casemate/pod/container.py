@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from casemate.errors import ContainerError, NotRunning
+from casemate.errors import ContainerError, NotRunning, UsageError
 from casemate.keeper.process import Process
 from casemate.pod.model import LIVE, Record, guest_name
 from casemate.pod.store import PodStore
@@ -28,6 +28,8 @@ GONE_SECONDS = 2.0
 STUCK_SECONDS = 10.0
 """How long a reader may leave the last output of a process that has ended, before the end is told without it."""
 CONTAINER_TYPES = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
+KEPT = ("in", "out", "both", "null")
+"""What a further descriptor of a process can be, see :class:`casemate.sandbox.PodSandbox`."""
 MAX_ENDS = 256
 """Ended processes of a container whose end can still be asked for."""
 
@@ -327,6 +329,18 @@ def close_all(fds: dict[str, int]) -> None:
     for descriptor in fds.values():
         with contextlib.suppress(OSError):
             os.close(descriptor)
+
+
+def kept_of(request: dict[str, Any], fds: dict[str, int]) -> list[str]:
+    """What the further descriptors of a process are that a request comes with.
+
+    Raises:
+        UsageError: there are others than those that it tells of.
+    """
+    kinds = [str(kind) for kind in request.get("kept") or ()]
+    if not all(f"kept{place}" in fds and kind in KEPT for place, kind in enumerate(kinds)):
+        raise UsageError("the request does not say what its descriptors are", "is the keeper of another version?")
+    return kinds
 
 
 def size_of(request: dict[str, Any]) -> tuple[int, int] | None:

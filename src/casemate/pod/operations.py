@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from casemate.errors import CasemateError, ContainerError, NotRunning, UsageError
-from casemate.pod.container import Container, size_of
+from casemate.pod.container import Container, kept_of, size_of
 from casemate.pod.home import Home
 from casemate.pod.network import log_line
 
@@ -85,7 +85,7 @@ class Operations:
                     Home.group(container).add(int(request["pid"]))
             process = request["process"]
             streams = self._keeper.machine().exec(
-                container.name, str(task.key), process, "stdin" in fds, size_of(request)
+                container.name, str(task.key), process, "stdin" in fds, size_of(request), kept_of(request, fds)
             )
             self._keeper.feed.tell({"event": "start", "id": container.id, "exec": exec_id, "at": time.time()})
             self._keeper.adopt(container, task, streams, fds, bool(process.get("terminal")))
@@ -97,7 +97,8 @@ class Operations:
             if streams is not None:  # it runs, and nobody is to know of it
                 with contextlib.suppress(CasemateError):
                     self._keeper.machine().signal(container.name, task.key, signal.SIGKILL)
-                for stream in filter(None, (streams.stdin, streams.stdout, streams.stderr)):
+                further = (stream for pair in streams.kept for stream in pair)
+                for stream in filter(None, (streams.stdin, streams.stdout, streams.stderr, *further)):
                     stream.close()
             raise
         if task.gone:

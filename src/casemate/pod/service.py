@@ -28,7 +28,7 @@ from casemate.pod import reap
 from casemate.pod.bounds import number, section
 from casemate.pod.cgroup import machine_mib
 from casemate.pod.client import STDIO_NAMES
-from casemate.pod.container import Container, StandIn, Task, nameservers, size_of
+from casemate.pod.container import Container, StandIn, Task, kept_of, nameservers, size_of
 from casemate.pod.home import Home, oom_score
 from casemate.pod.model import PodRecord
 from casemate.pod.network import log_line
@@ -263,8 +263,9 @@ class PodKeeper:
             sandbox.attach(container.name, fds.pop("root"), fds.pop("volumes", None))
             terminal = bool((request["spec"].get("process") or {}).get("terminal"))
             streams = sandbox.create(
-                container.name, request["spec"], request.get("files") or [], "stdin" in fds, size_of(request)
-            )
+                container.name, request["spec"], request.get("files") or [], "stdin" in fds, size_of(request),
+                kept_of(request, fds),
+            )  # fmt: skip
             self.adopt(container, task, streams, fds, terminal)
             with container.starting:
                 self._check(container)
@@ -415,6 +416,7 @@ class PodKeeper:
     ) -> None:
         """Carry the streams of a process that was made."""
         stdio: dict[str, int] = {name: fds.pop(name) for name in STDIO_NAMES if name in fds}
+        kept = [fds.pop(f"kept{place}") for place in range(len(streams.kept))]
         if terminal:
             import termios
 
@@ -427,7 +429,7 @@ class PodKeeper:
         def ended(end: ProcessExit) -> None:
             (self._init_ended if task.exec_id is None else self._exec_ended)(container, task, end)
 
-        task.adopt(Process(streams, stdio, None, ended))
+        task.adopt(Process(streams, stdio, None, ended, kept))
         if task.size is not None:
             with contextlib.suppress(CasemateError):
                 self.machine().resize(container.name, task.key, *task.size)

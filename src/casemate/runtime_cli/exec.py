@@ -15,7 +15,7 @@ from casemate.errors import (
     Unsupported,
     UsageError,
 )  # fmt: skip
-from casemate.runtime_cli import console, making
+from casemate.runtime_cli import console, descriptors, making
 from casemate.runtime_cli.main import Context, words_for
 from casemate.runtime_cli.options import BOOL, LIST, TEXT, Option, Options
 
@@ -62,7 +62,6 @@ def _exec(context: Context, options: Options, arguments: list[str]) -> int:
     from casemate.pod.client import PodClient
     from casemate.pod.plan import guest_process
 
-    making.refuse_descriptors(options["preserve-fds"])
     record = context.store.get(arguments[0])
     if record.status in ("stopped", "creating"):
         raise NotRunning("cannot exec in a stopped container")
@@ -72,6 +71,7 @@ def _exec(context: Context, options: Options, arguments: list[str]) -> int:
         raise Unsupported("--cgroup cannot be given", "the process is in the container's own control group")
     spec = context.store.spec(record.id)
     process = _process(options, arguments[1:], spec)
+    kept = descriptors.take(options["preserve-fds"], process)
     terminal = bool(process.get("terminal"))
     detach = bool(options["detach"])
     console.check(terminal=terminal, console_socket=options["console-socket"], detach=detach)
@@ -84,12 +84,13 @@ def _exec(context: Context, options: Options, arguments: list[str]) -> int:
     # Not only our number, which comes again while others may still wait for the one that had it before.
     name = f"{os.getpid()}-{os.urandom(6).hex()}"
     try:
-        pid = _begin(client, record, spec, process, guest, name, made, options["console-socket"], size)
+        pid = _begin(client, record, spec, process, guest, name, made, options["console-socket"], size, kept)
     except (CommandNotFound, CommandNotExecutable) as error:
         raise CasemateError(making.command_error(process, error)) from None
     finally:
         if made is not None:
             made.close_slave()
+        descriptors.close(kept)
     try:
         if options["pid-file"]:
             making.write_pid(options["pid-file"], pid)
@@ -111,7 +112,7 @@ def _exec(context: Context, options: Options, arguments: list[str]) -> int:
 
 def _begin(
     client: Any, record: Any, spec: dict[str, Any], process: dict[str, Any], guest: dict[str, Any], name: str,
-    made: console.Console | None, console_socket: str, size: tuple[int, int] | None,
+    made: console.Console | None, console_socket: str, size: tuple[int, int] | None, kept: list[str],
 ) -> int:
     """Make the stand-in and have the keeper start the process; the stand-in's pid."""
     from casemate.standin import launch
@@ -126,8 +127,8 @@ def _begin(
     try:
         if made is not None and console_socket:
             made.send(console_socket)
-        fds = {"standin": standin.socket.fileno(), **making.stdio(made)}
-        client.exec(record.id, name, guest, pid=standin.pid, fds=fds, size=size)
+        fds = {"standin": standin.socket.fileno(), **making.stdio(made), **descriptors.named(kept)}
+        client.exec(record.id, name, guest, pid=standin.pid, fds=fds, size=size, kept=kept)
     except BaseException:
         standin.kill()
         raise

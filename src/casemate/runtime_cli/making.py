@@ -13,7 +13,7 @@ from casemate.errors import CasemateError, CommandNotExecutable, CommandNotFound
 from casemate.pod import hooks
 from casemate.pod.client import PodClient, launch
 from casemate.pod.model import Record, guest_name
-from casemate.runtime_cli import console
+from casemate.runtime_cli import console, descriptors
 from casemate.runtime_cli.main import Context
 from casemate.runtime_cli.options import BOOL, NUMBER, TEXT, Option, Options
 from casemate.standin import launch as standin
@@ -23,7 +23,7 @@ PID_FILE = Option("pid-file", TEXT, "specify the file to write the process id to
 CONSOLE_SOCKET = Option(
     "console-socket", TEXT, "path to an AF_UNIX socket which will receive the master end of the pseudoterminal"
 )
-PRESERVE_FDS = Option("preserve-fds", NUMBER, "only 0: a virtual machine cannot take descriptors of the host")
+PRESERVE_FDS = Option("preserve-fds", NUMBER, "pass N additional file descriptors: pipes, connections, /dev/null")
 OPTIONS = (
     BUNDLE, CONSOLE_SOCKET, PID_FILE, PRESERVE_FDS,
     Option("no-pivot", BOOL, "do not use pivot_root; needed where the rootfs is on top of a ramdisk"),
@@ -61,20 +61,20 @@ def make(context: Context, id: str, options: Options, *, detach: bool) -> Made:
     """
     from casemate.oci import bundle
 
-    refuse_descriptors(options["preserve-fds"])
     try:
         os.chdir(options["bundle"] or ".")
     except OSError as error:
         raise UsageError(f"chdir {options['bundle']}: {(error.strerror or '').lower()}") from None
     spec = bundle.load(".")
     process = spec["process"]
+    kept = descriptors.take(options["preserve-fds"], process)
     terminal = bool(process.get("terminal"))
     console.check(terminal=terminal, console_socket=options["console-socket"], detach=detach)
     context.log.debug(f"bundle {os.getcwd()} read")
     size = console.asked_size(process)
     if terminal and not detach:
         size = console.size_of(0, 1, 2) or size
-    maker = _Maker(context, id, spec, options, size)
+    maker = _Maker(context, id, spec, options, size, kept)
     try:
         with _interruptible():
             return maker.make()
@@ -108,27 +108,14 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def refuse_descriptors(count: int) -> None:
-    """``--preserve-fds``, and what systemd's socket activation would pass on.
-
-    Raises:
-        UsageError: there are some.
-    """
-    if count > 0:
-        raise UsageError(
-            f"--preserve-fds {count} cannot be given: a descriptor of the host means nothing to the container's kernel",
-            "let the container listen itself and publish its port",
-        )
-    if count < 0:
-        raise UsageError(f"--preserve-fds {count} is negative")
-
-
 class _Maker:
     """The steps of making one container, and what has to be let go after them."""
 
     def __init__(
-        self, context: Context, id: str, spec: dict[str, Any], options: Options, size: tuple[int, int] | None
+        self, context: Context, id: str, spec: dict[str, Any], options: Options, size: tuple[int, int] | None,
+        kept: list[str],
     ) -> None:
+        self._kept = kept
         self._context = context
         self._id = id
         self._spec = spec
@@ -148,6 +135,7 @@ class _Maker:
             os.close(descriptor)
         if self._console is not None:
             self._console.close_slave()
+        descriptors.close(self._kept)
 
     def make(self) -> Made:
         from casemate.pod import join, plan
@@ -267,10 +255,11 @@ class _Maker:
             fds["volumes"] = made.volumes
         fds |= stdio(self._console)
         fds |= {f"disk{number}": descriptor for number, descriptor in enumerate(self._fds)}
+        fds |= descriptors.named(self._kept)
         connection, self._connection = self._connection, None
         PodClient(store, record.pod).create(
             self._id, spec=planned.spec, fds=fds, files=planned.files, hostname=planned.hostname, memory=planned.memory,
-            cpus=planned.cpus, disks=disks, size=self._size, connection=connection,
+            cpus=planned.cpus, disks=disks, size=self._size, kept=self._kept, connection=connection,
         )  # fmt: skip
         self._context.log.debug("the guest has the container")
 

@@ -152,7 +152,7 @@ class Calls:
 
     def begin(
         self, key: Key, method: str, request: dict[str, Any], *, terminal: bool, stdin: bool,
-        size: tuple[int, int] | None,
+        size: tuple[int, int] | None, kept: Sequence[str] = (),
     ) -> ProcessStreams:
         """A request that starts a process.
 
@@ -160,11 +160,14 @@ class Calls:
             key: the process's; no other that lives may have it.
             method, request: what is asked for; the streams' numbers and ``size`` are added.
             terminal, stdin, size: whether it has a terminal, an open standard input, and rows and columns.
+            kept: what its further descriptors are, from 3 on: ``in``, ``out``, ``both`` or ``null``.
 
         Raises:
             CasemateError: as for :meth:`call`. NameInUse: there is such a process.
         """
         wanted = [*(["stdin"] if stdin else []), "stdout", *([] if terminal else ["stderr"])]
+        ways = [{"in": kind in ("in", "both"), "out": kind in ("out", "both")} for kind in kept]
+        wanted += [f"{place}.{way}" for place, one in enumerate(ways) for way, there in one.items() if there]
         entry = _Entry()
         with self._lock:
             if key in self._processes:
@@ -172,6 +175,8 @@ class Calls:
             self._processes[key] = entry
         try:
             request = {"stdin": None, "stderr": None, **request, "size": list(size) if size and terminal else None}
+            if ways:
+                request["kept"] = [dict.fromkeys(one) for one in ways]
             streams = self.open(method, request, wanted)
         except BaseException:
             with self._lock:
@@ -185,10 +190,12 @@ class Calls:
                 self._take(key)
         if end is not None:
             self._tell(key, end)
-        return ProcessStreams(streams.get("stdin"), streams.get("stdout"), streams.get("stderr"))
+        further = tuple((streams.get(f"{place}.in"), streams.get(f"{place}.out")) for place in range(len(ways)))
+        return ProcessStreams(streams.get("stdin"), streams.get("stdout"), streams.get("stderr"), further)
 
     def open(self, method: str, request: dict[str, Any], names: Sequence[str]) -> dict[str, Stream]:
-        """A request that comes with streams, whose numbers are added to it by their names.
+        """A request that comes with streams, whose numbers are added to it by their names; ``0.in`` is what ``in`` is
+        of the first of ``kept``.
 
         Raises:
             CasemateError: as for :meth:`call`; no stream is left then.
@@ -201,7 +208,11 @@ class Calls:
                     self._channel += 1
                     channel = self._channel
                 streams[name] = link.stream(channel)
-                request[name] = channel
+                place, dot, way = name.partition(".")
+                if dot:
+                    request["kept"][int(place)][way] = channel
+                else:
+                    request[name] = channel
             self.call(method, request)
         except Silent:
             # What a guest does not read cannot be told that it is over, and nobody is to wait for that.

@@ -185,7 +185,8 @@ class VmPod(PodSandbox):
     # ---- containers
 
     def create(
-        self, id: str, spec: dict[str, Any], files: list[dict[str, Any]], stdin: bool, size: tuple[int, int] | None
+        self, id: str, spec: dict[str, Any], files: list[dict[str, Any]], stdin: bool, size: tuple[int, int] | None,
+        kept: Sequence[str] = (),
     ) -> ProcessStreams:
         """Make a container. See :class:`casemate.sandbox.PodSandbox`."""
         request = {"id": id, "spec": spec, "user": "", "files": files, "memory": None, "sandbox": None}
@@ -195,21 +196,24 @@ class VmPod(PodSandbox):
             first = not self._set_up
             if first:
                 request["sandbox"] = self._setup()
-                streams = self._create(id, request, terminal, stdin, size)
+                streams = self._create(id, request, terminal, stdin, size, kept)
                 self._set_up = True
         if not first:
-            return self._create(id, request, terminal, stdin, size)
+            return self._create(id, request, terminal, stdin, size, kept)
         self._machine.learn()
         return streams
 
     def _create(
-        self, id: str, request: dict[str, Any], terminal: bool, stdin: bool, size: tuple[int, int] | None
+        self, id: str, request: dict[str, Any], terminal: bool, stdin: bool, size: tuple[int, int] | None,
+        kept: Sequence[str],
     ) -> ProcessStreams:
         with self._lock:
             self._containers.add(id)
         try:
             key = (id, None)
-            return self._calls.begin(key, "container.create", request, terminal=terminal, stdin=stdin, size=size)
+            return self._calls.begin(
+                key, "container.create", request, terminal=terminal, stdin=stdin, size=size, kept=kept
+            )
         except BaseException:
             with self._lock:
                 self._containers.discard(id)
@@ -232,13 +236,15 @@ class VmPod(PodSandbox):
         self._calls.call("container.start", {"id": id})
 
     def exec(
-        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None
+        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None,
+        kept: Sequence[str] = (),
     ) -> ProcessStreams:
         """Start another process in a container. See :class:`casemate.sandbox.PodSandbox`."""
         request = {"id": id, "exec_id": exec_id, "process": process, "user": ""}
         return self._calls.begin(
-            (id, exec_id), "container.exec", request, terminal=bool(process.get("terminal")), stdin=stdin, size=size
-        )
+            (id, exec_id), "container.exec", request, terminal=bool(process.get("terminal")), stdin=stdin, size=size,
+            kept=kept,
+        )  # fmt: skip
 
     def signal(self, id: str, exec_id: str | None, signum: int, everyone: bool = False) -> None:
         """Send a signal. See :class:`casemate.sandbox.PodSandbox`."""

@@ -33,7 +33,7 @@ from casemate.protocol import threads
 reaper = Reaper()
 threads.start(reaper.run)
 null = os.open("/dev/null", os.O_RDWR)
-run = lambda *words, timeout=20.0: reaper.run_program(list(words), null, null, null, timeout)
+run = lambda *words, timeout=20.0: reaper.run_program(list(words), (null, null, null), timeout)
 end = run("sh", "-c", "exit 5")
 assert (end.status, end.signal) == (5, None)
 end = run("sh", "-c", "kill -9 $$")
@@ -50,7 +50,7 @@ except OSError:
 reader, writer = os.pipe()
 with reaper:
     out = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)
-    reaper.run_program(["sh", "-c", "sh -c 'sleep 0.3; exit 6' & echo $!"], null, out, null, 20.0)
+    reaper.run_program(["sh", "-c", "sh -c 'sleep 0.3; exit 6' & echo $!"], (null, out, null), 20.0)
     pid = int(os.pread(out, 100, 0))
     while os.path.exists(f"/proc/{pid}"):
         time.sleep(0.001)

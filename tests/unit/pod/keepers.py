@@ -76,6 +76,7 @@ class FakePod(PodSandbox):
         self.closed = threading.Event()
         self.deaf = False
         self.most_mib = 0
+        self.kept: tuple[tuple[FakeStream | None, FakeStream | None], ...] = ()
         self.created: Callable[[str], None] = lambda id: None
 
     def _do(self, name: str, *arguments: Any) -> None:
@@ -113,10 +114,11 @@ class FakePod(PodSandbox):
     def _begin(self, id: str, key: str | None, stdin: bool) -> ProcessStreams:
         streams = (FakeStream(), FakeStream(), FakeStream())
         self.streams[id, key] = streams
-        return ProcessStreams(streams[0] if stdin else None, streams[1], streams[2])
+        return ProcessStreams(streams[0] if stdin else None, streams[1], streams[2], self.kept)
 
     def create(
-        self, id: str, spec: dict[str, Any], files: list[dict[str, Any]], stdin: bool, size: tuple[int, int] | None
+        self, id: str, spec: dict[str, Any], files: list[dict[str, Any]], stdin: bool, size: tuple[int, int] | None,
+        kept: Sequence[str] = (),
     ) -> ProcessStreams:
         self._do("create", id, spec, size)
         streams = self._begin(id, None, stdin)
@@ -127,7 +129,8 @@ class FakePod(PodSandbox):
         self._do("start", id)
 
     def exec(
-        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None
+        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None,
+        kept: Sequence[str] = (),
     ) -> ProcessStreams:
         self._do("exec", id, exec_id, process, size)
         return self._begin(id, exec_id, stdin)

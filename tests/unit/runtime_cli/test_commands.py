@@ -502,7 +502,7 @@ def test_exec_by_a_file(run: Run, store: Store, execs: list[dict[str, Any]], tmp
         ("running", ["-g", "-1", "a", "ls"], "parsing -1 as int for additional gid failed"),
         ("running", ["-d", "-t", "a", "ls"], "cannot allocate tty if runc will detach without setting console socket"),
         ("running", ["--cgroup", "x", "a", "ls"], "--cgroup cannot be given"),
-        ("running", ["--preserve-fds", "1", "a", "ls"], "--preserve-fds 1 cannot be given"),
+        ("running", ["--preserve-fds", "17", "a", "ls"], "17 descriptors are to be preserved"),
         ("running", ["--apparmor", "strict", "a", "ls"], "AppArmor profile 'strict' cannot be applied"),
         ("running", ["-p", "/nope", "a"], "No such file or directory"),
         ("stopped", ["a", "ls"], "cannot exec in a stopped container"),
