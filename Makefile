@@ -6,10 +6,10 @@ KERNEL ?= debian
 export CASEMATE_CACHE := $(CURDIR)/.cache
 export CASEMATE_KERNEL := $(KERNEL)
 
-.PHONY: help setup run test soak lint bench clean
+.PHONY: help setup run test soak lint bench bench-start bench-density clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Debian packages, Python environment, guest kernel and image
 	@scripts/setup
@@ -30,6 +30,14 @@ lint: ## style (ruff) and types (mypy)
 bench: ## set up, print the table of measurements beside runc and runsc
 	@scripts/setup --tests
 	@.venv/bin/python -m benchmarks $(ARGS)
+
+bench-start: ## set up, print how long starts take beside runc and runsc, one at a time and many at once
+	@scripts/setup --tests
+	@.venv/bin/python -m benchmarks.start $(ARGS)
+
+bench-density: ## set up, print the memory of N idle sandboxes (N=20)
+	@scripts/setup
+	@.venv/bin/python -m benchmarks.density $(N) $(ARGS)
 
 clean: ## remove .venv, .cache and what tools left in the checkout; nothing outside it
 	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

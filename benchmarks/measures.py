@@ -104,12 +104,13 @@ def memory(runtime: Runtime, name: str) -> dict[str, float]:
         except OSError:
             continue  # it ended meanwhile
         size = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
-        label = _label(command)
-        result[label] = result.get(label, 0.0) + size / 1024
+        kind = label(command)
+        result[kind] = result.get(kind, 0.0) + size / 1024
     return result
 
 
-def _label(command: list[bytes]) -> str:
+def label(command: list[bytes]) -> str:
+    """What kind of process has such a command line."""
     words = [word.decode(errors="replace") for word in command if word]
     if not words:
         return "(other)"

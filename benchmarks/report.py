@@ -81,6 +81,17 @@ def _columns(rows: list[list[str]]) -> list[str]:
 
 def machine(accelerator: str, plan: Any, engines: bool = False) -> str:
     """What the numbers were measured on, and how much of it; ``engines``: those behind engines."""
+    own = (
+        f" Medians of {plan.cold_runs} cold runs, {plan.execs} execs, "
+        f"{plan.streams} streams of {plan.stream_bytes // 1_000_000} MB, "
+        f"{plan.io_runs} file runs on {plan.io_megabytes} MiB."
+    )
+    behind = f" Medians of {plan.cold_runs} runs, {plan.cold_runs} pods, {plan.execs} execs."
+    return host(accelerator) + (behind if engines else own)
+
+
+def host(accelerator: str) -> str:
+    """What is measured on, in a line."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -88,16 +99,10 @@ def machine(accelerator: str, plan: Any, engines: bool = False) -> str:
             break
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     qemu = _first_line("qemu-system-x86_64", "--version").removeprefix("QEMU emulator version ")
-    own = (
-        f" Medians of {plan.cold_runs} cold runs, {plan.execs} execs, "
-        f"{plan.streams} streams of {plan.stream_bytes // 1_000_000} MB, "
-        f"{plan.io_runs} file runs on {plan.io_megabytes} MiB."
-    )
-    behind = f" Medians of {plan.cold_runs} runs, {plan.cold_runs} pods, {plan.execs} execs."
     return (
         f"{model}, {os.cpu_count()} processors, {gib:.0f} GiB; Linux {platform.release()}; QEMU {qemu}; "
         f"accelerator: {accelerator}."
-    ) + (behind if engines else own)
+    )
 
 
 def _first_line(*command: str) -> str:

@@ -115,6 +115,7 @@ class BundleRuntime(Runtime):
         work: a directory for bundles and state.
         volume: what is mounted at /volume.
         options: more words, for all commands.
+        program: where it is; None for one that set-up has installed for tests.
     """
 
     def __init__(
@@ -124,9 +125,10 @@ class BundleRuntime(Runtime):
         work: Path,
         volume: Path,
         options: Sequence[str] = (),
+        program: Path | None = None,
     ) -> None:
         self.name = name
-        self.program = (CACHE / "tools" / "bin" / name).resolve()
+        self.program = program or (CACHE / "tools" / "bin" / name).resolve()
         if not self.program.exists():
             raise RuntimeError(f"{name} is missing: run scripts/setup --tests")
         self.layers = layers

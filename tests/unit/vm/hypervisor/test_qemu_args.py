@@ -17,6 +17,7 @@ from casemate.vm.hypervisor.base import (
     Balloon,
     Block,
     Device,
+    Image,
     Net,
     Rng,
     SerialConsole,
@@ -167,6 +168,34 @@ def test_memory() -> None:
     )
 
 
+def image(state_fd: int | None) -> Image:
+    return Image(20, 21, 16, state_fd)
+
+
+def test_memory_of_a_machine_that_is_saved_and_of_one_that_was() -> None:
+    """The same but for whose the pages are: written to the file first, private afterwards. The window is shared."""
+    for state, share in ((None, "on"), (22, "off")):
+        argv = line(spec(memory_mib=128, shared_memory=False, image=image(state)))
+        (ram, window), nodes = options(argv, "-object")[:2], options(argv, "-numa")
+        assert ram.startswith(f"memory-backend-file,id=ram,size=112M,mem-path=/proc/self/fd/20,share={share},")
+        assert window.startswith("memory-backend-file,id=window,size=16M,mem-path=/proc/self/fd/21,share=on,")
+        assert nodes == ["node,nodeid=0,cpus=0-0,memdev=ram", "node,nodeid=1,memdev=window"]
+        assert ("-incoming" in argv) == (state is not None)
+        assert "memory-backend" not in options(argv, "-machine")[0]
+
+
+def test_memory_that_is_added_later() -> None:
+    argv = line(spec(memory_mib=128, shared_memory=False, image=image(22), growth_mib=4096))
+    assert options(argv, "-m") == ["128M,maxmem=4224M"]
+    (backend,) = (value for value in options(argv, "-object") if "growth" in value)
+    assert backend.startswith("memory-backend-ram,id=growth.ram,size=4096M,reserve=off,prealloc=off,share=off,merge=on")
+    (device,) = (value for value in options(argv, "-device") if "virtio-mem" in value)
+    words = split(device)
+    assert {"memdev=growth.ram", "node=0", "requested-size=0", "block-size=2M"} <= set(words)
+    # Nothing on the line depends on how much there is to be: the state would not fit.
+    assert options(line(spec()), "-m") == ["256M"]
+
+
 @pytest.mark.parametrize(("shared", "mergeable", "guest"), [
     (False, True, "on"), (True, True, "off"), (False, False, "off"), (True, False, "off"),
 ])  # fmt: skip
@@ -239,6 +268,11 @@ def test_every_device_can_go_over_qmp() -> None:
         lambda: spec(cmdline=("x" * 2048,)),
         lambda: spec(memory_mib=8),
         lambda: spec(vcpus=0),
+        lambda: spec(growth_mib=3),
+        lambda: spec(growth_mib=-2),
+        lambda: spec(image=Image(20, 21, 16)),
+        lambda: spec(image=Image(20, 21, 16), shared_memory=False, memory_mib=4096),
+        lambda: Image(2, 21, 16),
         lambda: spec(hotplug_slots=31),
         lambda: spec(Rng(), Rng()),
         lambda: spec(SharedFs("t", 5), shared_memory=False),
