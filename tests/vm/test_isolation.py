@@ -136,3 +136,10 @@ def test_every_process_ends_with_its_own_status(container: Container) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(one, range(16))) == list(range(16))
     assert container.cm.inspect(container.name)["State"]["Status"] == "running"
+
+
+def test_addresses_are_random(container: Container) -> None:
+    """Those of the container's first process and of others, whatever the runtime's own are."""
+    places = {container.sh("sed -n 's/-.* \\[stack\\]$//p' /proc/self/maps") for _ in range(4)}
+    assert len(places) == 4
+    assert container.sh("cat /proc/1/personality /proc/self/personality").split() == ["00000000"] * 2

@@ -105,6 +105,7 @@ def complete(
     if not isinstance(linux, dict):
         raise bad("linux must be an object")
     linux["cgroupsPath"] = cgroup
+    linux.setdefault("personality", {"domain": "LINUX"})  # not the runtime's own, see casemate.agent.crun
     for key in ("mountLabel", "intelRdt"):
         linux.pop(key, None)
     made.sysctl = _namespaces(linux, join)

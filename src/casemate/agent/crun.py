@@ -12,6 +12,12 @@ from casemate.protocol.wire import ProtocolError, RequestFailed
 TIMEOUT = 120.0
 """Seconds that one run of the program may take, far above what it needs on an emulated processor."""
 MAX_MESSAGE = 500
+STEADY = "nokaslr" in read_text("/proc/cmdline").split()
+"""Whether the runtime has the same addresses each time: where the guest is emulated, whose kernel has them too.
+
+An emulator keeps what it has translated by address: with others each time it translates the whole runtime and its
+libraries anew for each container and each exec. Containers' own processes have random ones, see
+:func:`casemate.agent.bundle.complete`."""
 
 
 class Crun:
@@ -35,7 +41,7 @@ class Crun:
         """
         command = [*self._command, f"--log={log}", "--log-format=json", *arguments]
         try:
-            end = self._reaper.run_program(command, stdio, TIMEOUT)
+            end = self._reaper.run_program(command, stdio, TIMEOUT, steady=STEADY)
         except OSError as error:
             raise RequestFailed("failed", f"{command[0]} cannot be started: {error.strerror}") from None
         if end is None:

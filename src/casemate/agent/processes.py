@@ -12,7 +12,7 @@ import os
 import select
 from time import sleep
 
-from casemate.agent.system import SIGINT, SIGKILL, SIGPIPE, SIGXFSZ, log
+from casemate.agent.system import ADDR_NO_RANDOMIZE, SIGINT, SIGKILL, SIGPIPE, SIGXFSZ, log, personality
 from casemate.protocol import threads
 from casemate.protocol.threads import deque
 
@@ -141,7 +141,9 @@ class Reaper:
             os.kill(pid, number)
             return True
 
-    def run_program(self, arguments: list[str], stdio: Sequence[int], timeout: float) -> Exit | None:
+    def run_program(
+        self, arguments: list[str], stdio: Sequence[int], timeout: float, *, steady: bool = False
+    ) -> Exit | None:
         """Run a program to its end.
 
         Arguments:
@@ -149,6 +151,7 @@ class Reaper:
             stdio: descriptors that become its first ones, three or more. None but the first three may have a number
                 that one of them gets.
             timeout: seconds; then it is killed.
+            steady: its addresses are the same each time.
 
         Returns:
             how it ended, None when it was killed for the time it took.
@@ -164,12 +167,17 @@ class Reaper:
             ended.set()
 
         with self:
-            pid = os.posix_spawnp(
-                arguments[0], arguments, ENVIRONMENT,
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)],
-                setsigmask=[],
-                setsigdef=[SIGPIPE, SIGXFSZ, SIGINT],
-            )  # fmt: skip
+            before = personality(ADDR_NO_RANDOMIZE) if steady else 0
+            try:
+                pid = os.posix_spawnp(
+                    arguments[0], arguments, ENVIRONMENT,
+                    file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)],
+                    setsigmask=[],
+                    setsigdef=[SIGPIPE, SIGXFSZ, SIGINT],
+                )  # fmt: skip
+            finally:
+                if steady:
+                    personality(before)
             self.watch(pid, over)
         if ended.wait(timeout):
             return ends[0]

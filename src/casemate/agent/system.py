@@ -27,6 +27,7 @@ SYSCALLS = {
     "aarch64": {"init_module": 105, "ioprio_set": 30, "bpf": 280},
 }
 """Numbers of system calls that the C library has no function for, by architecture."""
+ADDR_NO_RANDOMIZE = 0x0040000
 MAX_LINE = 1000
 MAX_ID = 128
 
@@ -54,6 +55,7 @@ _handle = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # the program itsel
 _mount = _IntFunction(_ctypes.dlsym(_handle, "mount"))
 _umount2 = _IntFunction(_ctypes.dlsym(_handle, "umount2"))
 _reboot = _IntFunction(_ctypes.dlsym(_handle, "reboot"))
+_personality = _IntFunction(_ctypes.dlsym(_handle, "personality"))
 _syscall = _LongFunction(_ctypes.dlsym(_handle, "syscall"))
 
 
@@ -89,6 +91,15 @@ def unmount(target: str) -> bool:
             return False
         raise OSError(number, os.strerror(number), target)
     return True
+
+
+def personality(value: int) -> int:
+    """Set the execution domain of this thread and of what it starts (personality(2)); what it was before.
+
+    Raises:
+        OSError: it was refused.
+    """
+    return _checked(_personality(_Long(value)), "personality")
 
 
 def syscall(name: str, *arguments: int | bytes) -> int:

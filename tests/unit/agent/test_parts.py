@@ -46,6 +46,12 @@ try:
     sys.exit("started a program that is not there")
 except OSError:
     pass
+# One with addresses that are the same each time, which holds for that one alone.
+with open(sys.argv[2] + ".steady", "w+b") as out:
+    words = ["cat", "/proc/self/personality"]
+    for steady in (True, False):
+        reaper.run_program(words, (null, out.fileno(), null), 20.0, steady=steady)
+    assert os.pread(out.fileno(), 100, 0).split() == [b"00040000", b"00000000"], os.pread(out.fileno(), 100, 0)
 # An orphan that ends before anybody knows its number keeps its status while a start is under way.
 reader, writer = os.pipe()
 with reaper:
