@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import subprocess
@@ -51,7 +52,7 @@ def given(fds: list[int], setup: str = "") -> list[str]:
 def high(fds: list[int]) -> list[int]:
     found: list[int] = []
     for fd in fds:
-        found.append(os.dup2(fd, 60 + len(found), inheritable=True))
+        found.append(fcntl.fcntl(fd, fcntl.F_DUPFD, 60))  # which is not closed by exec
         os.close(fd)
     return found
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import os
+from time import monotonic, sleep
 
 from casemate.agent.devices import PATIENCE, wait_for
 from casemate.agent.system import bad, get_int, get_list, read_text, write_text
@@ -31,6 +32,8 @@ DRIVERS = ("virtio_net", "virtio_blk", "virtiofs")
 """Modules of what may be plugged in."""
 MAX_SHARES = 8
 MAX_GROWN_MIB = 1 << 22
+MEMORY_PATIENCE = 30.0
+"""Seconds that the kernel may need to take over memory: much of it, perhaps, on an emulated processor that is busy."""
 AUTO_ONLINE = "/sys/devices/system/memory/auto_online_blocks"
 _mounted: set[str] = set()
 _base_kib = 0
@@ -106,9 +109,11 @@ def wait_for_memory(grown_mib: int) -> None:
     Raises:
         RequestFailed: ``failed``: it did not come.
     """
-    wanted = _base_kib + (grown_mib << 10)
-    if wait_for(lambda: True if _total_kib() >= wanted else None, PATIENCE) is None:
-        raise RequestFailed("failed", f"{grown_mib} MiB of memory were to be added, and have not all come")
+    wanted, deadline = _base_kib + (grown_mib << 10), monotonic() + MEMORY_PATIENCE
+    while _total_kib() < wanted:
+        if monotonic() > deadline:
+            raise RequestFailed("failed", f"{grown_mib} MiB of memory were to be added, and have not all come")
+        sleep(0.01)  # of memory that becomes part of a block that is there the kernel tells nobody
 
 
 def _total_kib() -> int:
