@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,10 +47,7 @@ def main() -> int:
     groups = options.only or list(GROUPS)
     wanted = options.runtime or ["casemate", "runc", "runsc"]
 
-    begun = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - begun:6.1f} s] {text}", file=sys.stderr, flush=True)
+    say = measures.teller()
 
     results: dict[str, dict[str, float]] = {}
     memory: dict[str, dict[str, float]] = {}

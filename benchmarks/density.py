@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -22,15 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.measures import Say, label
+from benchmarks.ksm import settle
+from benchmarks.measures import Say, label, teller
 from casemate.host import cgroups
 from casemate.ksm import settings
-from tests.vm.support import CACHE, CHECKOUT, CONSOLE_SCRIPT, Casemate, Environment, environment, leaks, processes
+from tests.vm.support import CACHE, CHECKOUT, Casemate, Environment, environment, leaks, processes
 
 BEGIN, END = "<!-- density: begin -->", "<!-- density: end -->"
 PICTURE = "density.svg"
-SCANS = 3
-"""After so many whole scans nothing is left to merge: a page is merged when it has not changed between two."""
 
 
 @dataclass(slots=True)
@@ -59,10 +57,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench-density: sandboxes need root", file=sys.stderr)
         return 1
-    begun = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - begun:6.1f} s] {text}", file=sys.stderr, flush=True)
+    say = teller()
 
     with environment() as env:
         points, merged, seconds = measure(env, max(1, options.count), options.memory, not options.no_ksm, say)
@@ -113,7 +108,7 @@ def measure(
         if answers != ["there"] * count:
             raise RuntimeError(f"not all of them answer: {answers}")
         if ksm and settings.DIRECTORY.is_dir():
-            merge(env)
+            settle(env, lambda: None)
             merged = look(env, cm, names, before)
             say(f"with merged pages: {merged.total / count:.1f} MiB of PSS each")
     finally:
@@ -136,18 +131,6 @@ def look(env: Environment, cm: Casemate, names: Sequence[str], before: float) ->
     for name in names:
         point.cgroup += (cgroups.find(cm.inspect(name)["Id"]).usage().memory or 0) / (1 << 20)
     return point
-
-
-def merge(env: Environment) -> None:
-    """Have the throttler merge pages until nothing is left to merge."""
-    scans = settings.figures()["full_scans"]
-    daemon = subprocess.Popen([CONSOLE_SCRIPT, "ksm", "--mode", "auto"], env=env.variables, stderr=subprocess.DEVNULL)
-    try:
-        while settings.figures()["full_scans"] < scans + SCANS and daemon.poll() is None:
-            time.sleep(0.2)  # the kernel tells nobody of its progress
-    finally:
-        daemon.terminate()  # it puts the kernel's settings back; what is merged stays so
-        daemon.wait()
 
 
 def available() -> float:

@@ -87,6 +87,23 @@ def measure(env: Environment, find: Callable[[], Sequence[int]]) -> tuple[float,
     first, busy = pss(find()), ksmd()
     begun = time.monotonic()
     seen = [(0.0, first)]
+    settle(env, lambda: seen.append((time.monotonic() - begun, pss(find()))))
+    last = seen[-1][1]
+    reached = [
+        next(when for when, memory in seen if first - memory >= share * (first - last)) for share in (0.5, 0.99)
+    ]
+    return first, last, *reached, ksmd() - busy  # type: ignore[return-value]
+
+
+def settle(env: Environment, look: Callable[[], None]) -> None:
+    """Have the throttler merge pages until nothing is left to merge. What is merged stays so.
+
+    Arguments:
+        look: called now and then meanwhile.
+
+    Raises:
+        RuntimeError: the throttler ended.
+    """
     scans = settings.figures()["full_scans"]
     daemon = subprocess.Popen([CONSOLE_SCRIPT, "ksm", "--mode", "auto"], env=env.variables, stderr=subprocess.DEVNULL)
     try:
@@ -94,15 +111,10 @@ def measure(env: Environment, find: Callable[[], Sequence[int]]) -> tuple[float,
             if daemon.poll() is not None:
                 raise RuntimeError("the throttler ended")
             time.sleep(0.1)  # the kernel tells nobody of its progress
-            seen.append((time.monotonic() - begun, pss(find())))
+            look()
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait()
-    last = seen[-1][1]
-    reached = [
-        next(when for when, memory in seen if first - memory >= share * (first - last)) for share in (0.5, 0.99)
-    ]
-    return first, last, *reached, ksmd() - busy  # type: ignore[return-value]
 
 
 def unmerge() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,16 @@ class Plan:
 Result = dict[str, float]
 """Row name to number; the unit is the row's, see ``report.ROWS``."""
 Say = Callable[[str], None]
+
+
+def teller() -> Say:
+    """Tells on standard error what is being measured, and how long it has been."""
+    begun = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - begun:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def cold_run(runtime: Runtime, image: str, plan: Plan, say: Say) -> Result:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.measures import BUSYBOX, Say
+from benchmarks.measures import BUSYBOX, Say, teller
 from benchmarks.runtimes import BundleRuntime, CasemateRuntime, Runtime, seconds
 from tests.vm.support import CHECKOUT, Casemate, Environment, environment, leaks
 
@@ -52,10 +52,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench-start: all runtimes need root", file=sys.stderr)
         return 1
-    begun = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - begun:6.1f} s] {text}", file=sys.stderr, flush=True)
+    say = teller()
 
     with _runtimes(options.memory, say) as (runtimes, accelerator):
         times = rounds(runtimes, max(1, options.rounds), say)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from casemate.protocol.stream import Stream
 
 MAX_KEPT = 16
-FIRST = 3
-"""The number of the first one in the process; the others follow."""
 _AF_UNIX, _SOCK_STREAM = 1, 1
 _HIGH = 100
 """Above all numbers that the process gets, so that none is overwritten before it has been copied."""

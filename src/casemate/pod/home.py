@@ -108,7 +108,7 @@ class Home:
             )
 
     def grown(self, memory_mib: int, containers: Sequence[Container]) -> None:
-        """The machine has more memory than before.
+        """The machine has, or is about to have, so much memory.
 
         Raises:
             HostError: the kernel refuses the new bound.

@@ -295,11 +295,13 @@ class PodKeeper:
             wanted = machine_memory(asked, 0, 0)
             if wanted <= self.home.memory_mib:
                 return
-            has = self.machine().grow(wanted)
+            sandbox, had = self.machine(), self.home.memory_mib
+            self.home.grown(wanted, self.living())  # first: the guest may use it at once, even where it fails to say so
+            has = sandbox.grow(wanted)
             if has < wanted:
                 log_line(f"the machine has {has} MiB of memory, and its containers may use {asked >> 20} MiB")
-            if has > self.home.memory_mib:
-                self.home.grown(has, self.living())
+                self.home.grown(max(has, had), self.living())
+            if has > had:
                 self.record = replace(self.record, memory_mib=has)
                 with contextlib.suppress(OSError):
                     self.pod.write(self.record)

@@ -21,7 +21,7 @@ _WAYS = {os.O_RDONLY: "in", os.O_WRONLY: "out", os.O_RDWR: "both"}
 
 
 def take(count: int, process: dict[str, Any]) -> list[str]:
-    """Look at the descriptors that the container's process is to get, before this program opens any of its own.
+    """Look at the descriptors that the container's process is to get.
 
     As runc does it: those of socket activation (sd_listen_fds(3)) come first and are told to the process in its
     environment, then come ``count`` others.
@@ -38,7 +38,7 @@ def take(count: int, process: dict[str, Any]) -> list[str]:
         UsageError: one is not open, or cannot be carried.
     """
     if count < 0:
-        raise UsageError(f"--preserve-fds {count} is negative")
+        raise UsageError(f"--preserve-fds {count} is negative", "give the number of descriptors from 3 on")
     listen = _listen_fds()
     if listen:
         environment = [word for word in process.get("env", ()) if not word.startswith(("LISTEN_FDS=", "LISTEN_PID="))]
@@ -77,7 +77,7 @@ def _kind(number: int) -> str:
     except OSError:
         inherited = False
     if not inherited:
-        raise UsageError(f"descriptor {number} is to be preserved, and is not open")
+        raise UsageError(f"descriptor {number} is to be preserved, and is not open", "open it, or ask for fewer")
     if stat.S_ISSOCK(mode):
         return _socket(number)
     if stat.S_ISFIFO(mode) and way != "both":

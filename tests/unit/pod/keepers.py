@@ -380,3 +380,28 @@ def opened(*paths: str) -> Iterator[list[int]]:
     finally:
         for descriptor in found:
             os.close(descriptor)
+
+
+def follow(house: House) -> list[dict[str, Any]]:
+    """The events from now on, as a list that grows."""
+    events: list[dict[str, Any]] = []
+    ready = threading.Event()
+
+    def read() -> None:
+        for event in house.client.events():
+            events.append(event)
+            ready.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    assert ready.wait(5)
+    return events
+
+
+def wait_until(holds: Any) -> bool:
+    """Look at something that tells of no change, for at most ten seconds."""
+    clock = threading.Event()
+    for _ in range(1000):
+        if holds():
+            return True
+        clock.wait(0.01)
+    return False

@@ -32,9 +32,9 @@ def test_the_usual_machine_has_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "used"), [({}, True), ({"template": "off"}, False), ({"transport": "vsock"}, False)]
+    ("config", "used"),
+    [(Config(), True), (replace(Config(), template="off"), False), (replace(Config(), transport="vsock"), False)],
 )
-def test_what_a_sandbox_may_take_beside_its_memory(changes: dict[str, str], used: bool) -> None:
-    config = replace(Config(), **changes)  # type: ignore[arg-type]
+def test_what_a_sandbox_may_take_beside_its_memory(config: Config, used: bool) -> None:
     assert config.templates == used
     assert config.overhead == config.vmm_overhead + (TEMPLATE_MIB if used else 0)
