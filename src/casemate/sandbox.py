@@ -209,11 +209,12 @@ class PodSandbox(ABC):
         """Bring names, addresses, routes and neighbours of all interfaces up to date."""
 
     @abstractmethod
-    def grow(self, memory_mib: int) -> int:
-        """Give the running sandbox more memory, as far as it can have that.
+    def grow(self, memory_mib: int, *, partly: bool) -> int:
+        """Give the running sandbox more memory.
 
         Arguments:
             memory_mib: how much in all.
+            partly: give it as much as it can have, where that is less; else none.
 
         Returns:
             how much it has then.

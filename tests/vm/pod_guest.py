@@ -187,7 +187,7 @@ class FakePod(PodSandbox):
         with self.changed:
             assert self.changed.wait_for(condition, seconds), self.calls
 
-    def grow(self, memory_mib: int) -> int:
+    def grow(self, memory_mib: int, *, partly: bool) -> int:
         self.told("grow", memory_mib)
         return 0
 

@@ -138,7 +138,9 @@ def test_update_has_the_machine_grow(ours: Runtime) -> None:
     names = ("memory.limit_in_bytes", "memory.max")
     (bound,) = (path for name in names if (path := host_group(container, "memory") / name).exists())
     assert int(bound.read_text()) > 600 * MIB, "the host's bound is that of the machine"
-    assert "room for more" in ours.fails("update", "--memory=1t", container.id)
+    for more in ("5g", "1t"):  # than its class has room for, and than the host has
+        assert "room for more" in ours.fails("update", f"--memory={more}", container.id)
+    assert int(container.sh("awk '/MemTotal/ { print $2 }' /proc/meminfo")) == total, "what is refused changes nothing"
     assert group(container, "memory.max") == str(500 * MIB)
     container("update", "--memory=100m")
     container("update", "--memory=-1")

@@ -56,7 +56,6 @@ def overhead_mib(resources: dict[str, Any]) -> int:
     return machine_mib(asked) - asked
 
 
-
 class HostGroup:
     """A container's group on the host, made by :func:`make` or found again by :func:`restore`.
 

@@ -153,7 +153,7 @@ class Operations:
         container = self._running(request)
         resources = request["resources"]
         check_resources(resources)
-        self._keeper.make_room(container, resources)
+        self._keeper.make_room(container, resources, partly=False)
         self._keeper.home.check(container, resources)
         inside = for_guest(resources)
         if inside:

@@ -258,7 +258,7 @@ class PodKeeper:
             if maker is None:
                 for disk in _disks(request, fds):
                     sandbox.plug_disk(disk)
-                self.make_room(container, container.resources)
+                self.make_room(container, container.resources, partly=True)
             self._check(container)
             sandbox.attach(container.name, fds.pop("root"), fds.pop("volumes", None))
             terminal = bool((request["spec"].get("process") or {}).get("terminal"))
@@ -280,11 +280,13 @@ class PodKeeper:
         self._rebound()
         return {}
 
-    def make_room(self, container: Container, resources: dict[str, Any]) -> None:
-        """Have the machine grow where its containers may use more than it has; as far as it can, and the host has it.
+    def make_room(self, container: Container, resources: dict[str, Any], *, partly: bool) -> None:
+        """Have the machine grow where its containers may use more than it has.
 
         Arguments:
-            container: one of them, with the bounds that it is to have.
+            container: one of them.
+            resources: the bounds that it is to have.
+            partly: have it grow as far as it can, and the host has it, where it cannot have all; else not at all.
 
         Raises:
             CasemateError: the guest did not take the memory.
@@ -293,11 +295,11 @@ class PodKeeper:
             others = [one.resources for one in self.living() if one is not container]
             asked = sum(max(0, number(section(one, "memory"), "limit") or 0) for one in (*others, resources))
             wanted = machine_memory(asked, 0, 0)
-            if wanted <= self.home.memory_mib:
+            if wanted <= self.home.memory_mib or (machine_mib(-(-asked >> 20)) > wanted and not partly):
                 return
             sandbox, had = self.machine(), self.home.memory_mib
             self.home.grown(wanted, self.living())  # first: the guest may use it at once, even where it fails to say so
-            has = sandbox.grow(wanted)
+            has = sandbox.grow(wanted, partly=partly)
             if has < wanted:
                 log_line(f"the machine has {has} MiB of memory, and its containers may use {asked >> 20} MiB")
                 self.home.grown(max(has, had), self.living())

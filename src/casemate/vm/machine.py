@@ -426,11 +426,12 @@ class Machine:
             raise HypervisorError("the sandbox has not been booted")
         return self._vm
 
-    def grow(self, memory_mib: int) -> int:
-        """Give the guest more memory, as far as the machine has room for it; one that has booted has none.
+    def grow(self, memory_mib: int, *, partly: bool) -> int:
+        """Give the guest more memory, where the machine has room for it; one that has booted has none.
 
         Arguments:
             memory_mib: how much in all.
+            partly: give it what there is room for, where that is less; else none.
 
         Returns:
             how much it has then.
@@ -440,7 +441,7 @@ class Machine:
         """
         with self._growing:
             wanted = min(memory_mib, TEMPLATE_MIB + self._growth_mib)
-            if wanted > self.memory_mib:
+            if wanted > self.memory_mib and (partly or wanted == memory_mib):
                 self.memory_mib = wanted
                 self.vm().grow(self._grown_mib())
                 self.calls.call("sandbox.grow", {"grown": self._grown_mib()})

@@ -290,9 +290,9 @@ class VmPod(PodSandbox):
 
     # ---- devices
 
-    def grow(self, memory_mib: int) -> int:
+    def grow(self, memory_mib: int, *, partly: bool) -> int:
         """Give the guest more memory. See :class:`casemate.sandbox.PodSandbox`."""
-        return self._machine.grow(memory_mib)
+        return self._machine.grow(memory_mib, partly=partly)
 
     def plug(self, nic: Nic) -> None:
         """Add a network interface. See :class:`casemate.sandbox.PodSandbox`."""

@@ -75,7 +75,7 @@ class FakePod(PodSandbox):
         self.reached: dict[str, threading.Event] = {name: threading.Event() for name in ("boot", "create", "flush")}
         self.closed = threading.Event()
         self.deaf = False
-        self.most_mib = 0
+        self.most_mib = self.has_mib = 0
         self.kept: tuple[tuple[FakeStream | None, FakeStream | None], ...] = ()
         self.created: Callable[[str], None] = lambda id: None
 
@@ -107,9 +107,9 @@ class FakePod(PodSandbox):
     def detach(self, id: str) -> None:
         self._do("detach", id)
 
-    def grow(self, memory_mib: int) -> int:
+    def grow(self, memory_mib: int, *, partly: bool) -> int:
         self._do("grow", memory_mib)
-        return min(memory_mib, self.most_mib)
+        return min(memory_mib, self.most_mib) if partly or memory_mib <= self.most_mib else self.has_mib
 
     def _begin(self, id: str, key: str | None, stdin: bool) -> ProcessStreams:
         streams = (FakeStream(), FakeStream(), FakeStream())
