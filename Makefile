@@ -6,7 +6,7 @@ KERNEL ?= debian
 export CASEMATE_CACHE := $(CURDIR)/.cache
 export CASEMATE_KERNEL := $(KERNEL)
 
-.PHONY: help setup run test soak lint bench bench-start bench-density clean
+.PHONY: help setup run test soak lint bench bench-start bench-density bench-sentry clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,10 @@ bench-start: ## set up, print how long starts take beside runc and runsc, one at
 bench-density: ## set up, print the memory of N idle sandboxes (N=20)
 	@scripts/setup
 	@.venv/bin/python -m benchmarks.density $(N) $(ARGS)
+
+bench-sentry: ## set up, print what system calls and programs cost behind the sentry, beside the host and runsc
+	@scripts/setup --tests
+	@.venv/bin/python -m benchmarks.sentry $(ARGS)
 
 clean: ## remove .venv, .cache and what tools left in the checkout; nothing outside it
 	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

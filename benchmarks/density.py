@@ -25,7 +25,7 @@ from benchmarks.ksm import settle
 from benchmarks.measures import Say, label, teller
 from casemate.host import cgroups
 from casemate.ksm import settings
-from tests.vm.support import CACHE, CHECKOUT, Casemate, Environment, environment, leaks, processes
+from tests.vm.support import CACHE, CHECKOUT, Casemate, Environment, await_twins, environment, leaks, processes
 
 BEGIN, END = "<!-- density: begin -->", "<!-- density: end -->"
 PICTURE = "density.svg"
@@ -59,7 +59,7 @@ def main() -> int:
         return 1
     say = teller()
 
-    with environment() as env:
+    with environment(copies=True) as env:
         points, merged, seconds = measure(env, max(1, options.count), options.memory, not options.no_ksm, say)
         for line in leaks(env, patience=10):
             say(f"left behind: {line}")
@@ -87,9 +87,10 @@ def measure(
     points: list[Point] = []
     merged = None
     steps = {1, 2, 5, *range(10, count + 1, 10), count}
-    # The first one makes the template, and has images unpacked, which is not what it is about.
-    cm.out("run", "--rm", "--network", "none", "--memory", memory, "busybox", "true", timeout=300)
+    # What the first one makes, has unpacked and has begun is not what it is about.
     before = available()
+    cm.out("run", "--rm", "--network", "none", "--memory", memory, "busybox", "true", timeout=300)
+    await_twins(env)
     took = 0.0
     try:
         for number in range(1, count + 1):

@@ -27,12 +27,15 @@ NAME = "bench-idle"
 def running() -> Iterator[Host]:
     """A host with containerd and dockerd that know all three runtimes and have the image; gone afterwards."""
     with host() as made:
-        runsc = _runsc(made)
+        runsc = made.base / "runsc"
         # Debian's runsc takes any network for the machine's own on newer kernels, and refuses it.
         runsc.write_text(f'#!/bin/sh\nexec {RUNSC} --network=none "$@"\n')
         runsc.chmod(0o755)
+        sentry = made.base / "sentry"
+        sentry.write_text(f'#!/bin/sh\nexec {made.bin}/casemate-runtime --wall sentry "$@"\n')
+        sentry.chmod(0o755)
         engines.start_containerd(made)
-        paths = {"casemate": made.bin / "casemate-runtime", "runsc": runsc}
+        paths = {"casemate": made.bin / "casemate-runtime", "runsc": runsc, "sentry": sentry}
         engines.start_dockerd(made, runtimes={name: {"path": str(path)} for name, path in paths.items()})
         archive = engines.images(made)
         Docker(made, "runc").out("load", "-q", "-i", archive)
@@ -79,7 +82,7 @@ def memory(made: Host, runtime: str) -> dict[str, float]:
     """Proportional set size of what ``ctr run`` of one idle container starts on the host, in MiB by process."""
     kind = "io.containerd.casemate.v2" if runtime == "casemate" else "io.containerd.runc.v2"
     binary: list[Path | str] = (
-        [] if runtime == "casemate" else ["--runc-binary", RUNC if runtime == "runc" else _runsc(made)]
+        [] if runtime == "casemate" else ["--runc-binary", RUNC if runtime == "runc" else made.base / runtime]
     )
     ctr = _ctr(made, "default")
     before = set(_processes(made))
@@ -95,10 +98,6 @@ def memory(made: Host, runtime: str) -> dict[str, float]:
         made(*ctr, "task", "kill", "-s", "SIGKILL", NAME)
         made(*ctr, "task", "delete", "--force", NAME)
         made(*ctr, "container", "delete", NAME)
-
-
-def _runsc(made: Host) -> Path:
-    return made.base / "runsc"
 
 
 def _ctr(made: Host, namespace: str) -> list[str | os.PathLike[str]]:

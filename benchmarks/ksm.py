@@ -22,9 +22,9 @@ from pathlib import Path
 from casemate.config import Config
 from casemate.ksm import settings
 from casemate.vm import guest, transport
-from casemate.vm.calls import Calls
 from casemate.vm.hypervisor import base, probe
 from casemate.vm.hypervisor.qemu import QemuHypervisor
+from casemate.wall.calls import Calls
 from tests.vm.support import CONSOLE_SCRIPT, Casemate, Environment, environment, leaks, processes
 
 HOLDER = """

@@ -127,7 +127,7 @@ def label(command: list[bytes]) -> str:
         return "(other)"
     name = Path(words[0]).name
     if name.startswith("python"):
-        return "keeper"
+        return "keeper of what is copied" if "casemate.twins" in words else "keeper"
     return {"qemu-system-x86_64": "QEMU with the guest"}.get(name, name)
 
 

@@ -53,25 +53,25 @@ def table(results: Results, memory: Results, rows: Sequence[tuple[str, str, str]
             continue
         arrow = "\u2191" if unit.endswith("/s") else "\u2193"
         cells = [f"{title}, {unit} {arrow}"]
-        cells += ["\u2013" if (value := values[name]) is None else _number(value) for name in runtimes]
+        cells += ["\u2013" if (value := values[name]) is None else number(value) for name in runtimes]
         own = values.get("casemate")
         for name in others:
             value = values[name]
-            cells.append(_number(own / value) if own and value else "\u2013")
+            cells.append(number(own / value) if own and value else "\u2013")
         lines.append(cells)
-    parts = _columns(lines)
+    parts = columns(lines)
     if not totals:
         return "\n".join(parts) + "\n"
     parts += ["", "Memory by process (proportional set size):", ""]
     split = [[name, label, f"{size:.1f}"] for name in runtimes for label, size in sorted(memory.get(name, {}).items())]
-    return "\n".join(parts + _columns([["runtime", "process", "MiB"], *split])) + "\n"
+    return "\n".join(parts + columns([["runtime", "process", "MiB"], *split])) + "\n"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _columns(rows: list[list[str]]) -> list[str]:
+def columns(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in padded]

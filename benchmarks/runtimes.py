@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.vm.pool_lab import Lab
 from tests.vm.support import CACHE, CONSOLE_SCRIPT, Casemate, processes
 
 TIMEOUT = 600.0
@@ -50,6 +51,9 @@ class Runtime(ABC):
     def environment(self) -> dict[str, str]:
         """For its command lines."""
         return dict(os.environ)
+
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
+        """Do what is to be done before each command that is measured, and is not."""
 
     def exec(self, name: str, arguments: Sequence[str], input: bytes = b"") -> bytes:
         """Run something in a container that :meth:`start` made; its standard output.
@@ -104,6 +108,20 @@ class CasemateRuntime(Runtime):
         directory = self.cm.env.root / "containers" / self.cm.inspect(name)["Id"]
         config = json.loads((directory / "config.json").read_text())
         return [Path(layer) for layer in config["layers"]]
+
+
+class PoolRuntime(CasemateRuntime):
+    """casemate with a pool that is full before each measurement."""
+
+    name = "casemate, pool"
+
+    def __init__(self, cm: Casemate, volume: Path, lab: Lab, size: int) -> None:
+        super().__init__(cm, volume)
+        self.lab = lab
+        self.size = size
+
+    def prepare(self) -> None:
+        self.lab.ready(self.size)
 
 
 class BundleRuntime(Runtime):

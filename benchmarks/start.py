@@ -1,8 +1,10 @@
 """``make bench-start``: how long it takes from a command's start to the end of ``true``, and how many there can be.
 
 The same bundle by ``casemate-runtime run``, by runc and by runsc with its ptrace platform, and the same image by
-``casemate run``; machines that boot (cold) beside machines from a template. One round runs each once, so that what else
-the host does falls upon all alike. Then several at once. Needs root and ``scripts/setup --tests``.
+``casemate run``; machines that boot (cold) beside machines from a template, copies of one that has come up (twins), and
+machines that a pool has kept ready.
+One round runs each once, so that what else the host does falls upon all alike. Then several at once. Needs root and
+``scripts/setup --tests``.
 """
 
 from __future__ import annotations
@@ -14,18 +16,22 @@ import selectors
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import report
 from benchmarks.measures import BUSYBOX, Say, teller
-from benchmarks.runtimes import BundleRuntime, CasemateRuntime, Runtime, seconds
-from tests.vm.support import CHECKOUT, Casemate, Environment, environment, leaks
+from benchmarks.runtimes import BundleRuntime, CasemateRuntime, PoolRuntime, Runtime, seconds
+from tests.vm.pool_lab import pool
+from tests.vm.support import CHECKOUT, Casemate, Environment, await_twins, environment, leaks
 
 BEGIN, END = "<!-- start: begin -->", "<!-- start: end -->"
 BASE = "runsc"
 """The one that the others are compared with."""
+POOL = 4
+"""How many sandboxes wait."""
 
 
 class OciRuntime(BundleRuntime):
@@ -59,7 +65,7 @@ def main() -> int:
         rates = [
             (count, name, *together(runtimes[name], count, say))
             for count in options.parallel or (1, 10, 50)
-            for name in ("casemate, template", BASE, "runc")
+            for name in ("casemate, pool", "casemate, twin", "casemate, template", BASE, "runc")
         ]
     text = f"{report.host(accelerator)} Machines of {options.memory} MiB, no network, {len(times[BASE])} rounds.\n\n"
     text += table(times) + "\n" + rate_table(rates)
@@ -75,11 +81,15 @@ def _runtimes(memory: int, say: Say) -> Iterator[tuple[dict[str, Runtime], str]]
     """Everything that is measured by its name, and what accelerates the machines; all gone afterwards."""
     settings = f"memory = {memory}\n"
     boots = settings + 'template = "off"\n'
-    with environment(settings) as warm, environment(boots) as cold, contextlib.ExitStack() as own:
+    pooled = settings + "pool_interval = 0\npool_spare = 0\n"
+    with (
+        environment(settings) as warm, environment(boots) as cold, environment(pooled, copies=True) as full,
+        environment(settings, copies=True) as copied, contextlib.ExitStack() as own,
+    ):  # fmt: skip
         made: dict[str, Runtime] = {}
         layers: dict[str, list[Path]] = {}
         accelerator = "unknown"
-        for name, env in (("template", warm), ("cold", cold)):
+        for name, env in (("template", warm), ("cold", cold), ("twin", copied)):
             cm = Casemate(env)
             volume = env.base / "volume"
             volume.mkdir()
@@ -89,13 +99,31 @@ def _runtimes(memory: int, say: Say) -> Iterator[tuple[dict[str, Runtime], str]]
             layers[BUSYBOX] = runtime.layers("look")
             guest = cm.inspect("look")["Guest"]
             accelerator = str(guest["accelerator"])
-            if (name == "template") != (len(str(guest.get("template", ""))) == 12):
+            if (name == "cold") == (len(str(guest.get("template", ""))) == 12):
                 raise RuntimeError(f"{name}: {guest.get('template')}")
             runtime.stop("look")
+            if name == "twin":
+                await_twins(env)
+                runtime.start("look", BUSYBOX)
+                if cm.inspect("look")["Guest"].get("twin") is not True:
+                    raise RuntimeError("twin: it is none")
+                runtime.stop("look")
             made[f"casemate, {name}"] = runtime
             made[f"casemate-runtime, {name}"] = OciRuntime(
                 f"casemate-runtime-{name}", env, dict(layers), env.base / "bundles", volume
             )
+        ready = CasemateRuntime(Casemate(full), full.base / "volume")
+        ready.volume.mkdir()
+        say("pool: the first sandboxes get ready")
+        ready.cm("run", "--rm", BUSYBOX, "true", check=True, timeout=600)
+        await_twins(full)
+        lab = own.enter_context(pool(full, POOL))
+        made["casemate, pool"] = PoolRuntime(ready.cm, ready.volume, lab, POOL)
+        lab.ready(1)
+        made["casemate, pool"].start("look", BUSYBOX)
+        if ready.cm.inspect("look")["Guest"].get("pool") is not True:
+            raise RuntimeError("pool: it was not used")
+        made["casemate, pool"].stop("look")
         for name, options in (("runc", ()), (BASE, ("--platform=ptrace", "--network=none", "--ignore-cgroups"))):
             made[name] = BundleRuntime(name, dict(layers), warm.base / "bundles", warm.base / "volume", options)
         for one in made.values():
@@ -103,7 +131,7 @@ def _runtimes(memory: int, say: Say) -> Iterator[tuple[dict[str, Runtime], str]]
                 own.callback(one.close)
         yield made, accelerator
         own.close()
-        for env in (warm, cold):
+        for env in (warm, cold, full, copied):
             for line in leaks(env, patience=10):
                 say(f"left behind: {line}")
 
@@ -113,6 +141,7 @@ def rounds(runtimes: dict[str, Runtime], count: int, say: Say) -> dict[str, list
     times: dict[str, list[float]] = {name: [] for name in runtimes}
     for number in range(count + 1):
         for name, runtime in runtimes.items():
+            runtime.prepare()
             took = seconds(runtime.command(BUSYBOX, ["true"]), runtime.environment) * 1000
             if number:
                 times[name].append(took)
@@ -124,9 +153,11 @@ def rounds(runtimes: dict[str, Runtime], count: int, say: Say) -> dict[str, list
 def together(runtime: Runtime, count: int, say: Say) -> tuple[float, float]:
     """Start so many at once and wait for all; seconds until the last has ended, and the median of one."""
     commands = [runtime.command(BUSYBOX, ["true"]) for _ in range(count)]
-    begun = time.monotonic()
-    null, env = subprocess.DEVNULL, runtime.environment
-    running = [subprocess.Popen(one, stdin=null, stdout=null, stderr=subprocess.PIPE, env=env) for one in commands]
+    runtime.prepare()
+    env, pipe = runtime.environment, subprocess.PIPE
+    with tempfile.TemporaryFile() as out:  # not /dev/null: runsc gives away its standard files, the device itself
+        begun = time.monotonic()
+        running = [subprocess.Popen(one, stdin=out, stdout=out, stderr=pipe, env=env) for one in commands]
     ends: list[float] = []
     with selectors.DefaultSelector() as selector:
         for process in running:

@@ -15,9 +15,12 @@ from typing import Any
 from casemate.errors import ConfigError
 
 DEFAULT_FILE = Path("/etc/casemate/config.toml")
+WALLS = ("vm", "sentry")
+PLATFORMS = ("auto", "notify", "notify-python", "ptrace")
 ACCELERATORS = ("auto", "kvm", "tcg")
 TRANSPORTS = ("auto", "serial", "vsock")
 TEMPLATES = ("auto", "off")
+TWINS = ("auto", "off")
 KSM = ("auto", "initial", "off")
 NETWORK = "10.87.0.0/16"
 TEMPLATE_MIB = 128
@@ -36,6 +39,11 @@ class Config:
     """What lasts: images, guest bundles, containers."""
     run: Path = Path("/run/casemate")
     """What a reboot may take: sockets, leases, probe results."""
+    wall: str = "vm"
+    """What stands between a container and the host where nothing else is asked for: ``vm`` (a machine of its own) or
+    ``sentry`` (a kernel in user space)."""
+    sentry_platform: str = "auto"
+    """How the sentry gets at system calls: ``notify``, ``ptrace``, or ``auto``: the faster one that the host has."""
     accelerator: str = "auto"
     """``auto`` (KVM when a probe guest makes progress, else TCG), ``kvm`` or ``tcg``."""
     qemu: str = "qemu-system-x86_64"
@@ -58,6 +66,11 @@ class Config:
     """Digest of the guest bundle to use; empty means the newest built."""
     template: str = "auto"
     """``auto``: machines are made from a template, which is made first where there is none; ``off``: each boots."""
+    twins: str = "auto"
+    """``auto``: where machines are emulated, one that has come up is kept standing still and copied for each sandbox;
+    ``off``: none is."""
+    twins_idle: int = 600
+    """After how many seconds without a start that one ends."""
     boot_timeout: int = 120
     """How long the agent may take to answer after the machine starts."""
     call_timeout: int = 60
@@ -94,10 +107,22 @@ class Config:
     ksm_slow_seconds: int = 120
     """How long it is kept."""
 
+    pool_size: int = 2
+    """How many sandboxes ``casemate pool`` keeps ready, where its ``--size`` does not say."""
+    pool_interval: int = 1
+    """Seconds that the pool waits after one was made or handed out, before it makes the next."""
+    pool_spare: int = 512
+    """MiB that have to be available on the host beside what one takes; with less the pool makes none."""
+
     @property
     def templates(self) -> bool:
         """Whether machines are made from templates, where there is one for them."""
         return self.template == "auto" and self.transport != "vsock"
+
+    @property
+    def twins_wanted(self) -> bool:
+        """Whether machines are copies of one that runs, where that is possible."""
+        return self.templates and self.twins == "auto"
 
     @property
     def overhead(self) -> int:
@@ -162,10 +187,16 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{key} must be an absolute path, not {getattr(config, key)}")
     if len(os.fsencode(config.run)) > RUN_LENGTH:
         raise ConfigError(f"run must have at most {RUN_LENGTH} characters, not {config.run}", "choose a shorter path")
+    if config.wall not in WALLS:
+        raise ConfigError(f"wall must be one of {', '.join(WALLS)}, not {config.wall!r}")
+    if config.sentry_platform not in PLATFORMS:
+        raise ConfigError(f"sentry_platform must be one of {', '.join(PLATFORMS)}, not {config.sentry_platform!r}")
     if config.accelerator not in ACCELERATORS:
         raise ConfigError(f"accelerator must be one of {', '.join(ACCELERATORS)}, not {config.accelerator!r}")
     if config.transport not in TRANSPORTS:
         raise ConfigError(f"transport must be one of {', '.join(TRANSPORTS)}, not {config.transport!r}")
+    if config.twins not in TWINS:
+        raise ConfigError(f"twins must be one of {', '.join(TWINS)}, not {config.twins!r}")
     if config.template not in TEMPLATES:
         raise ConfigError(f"template must be one of {', '.join(TEMPLATES)}, not {config.template!r}")
     if config.ksm not in KSM:
@@ -181,6 +212,10 @@ def _check(config: Config) -> None:
         "stop_timeout": (0, 86400),
         "log_size": (1, 65536),
         "mtu": (576, 65521),
+        "twins_idle": (1, 1 << 31),
+        "pool_size": (1, 1024),
+        "pool_interval": (0, 3600),
+        "pool_spare": (0, 1 << 22),
         "uid_base": (1000, (1 << 32) - 65538),
     }
     for pace in ("aggressive", "standard", "slow"):

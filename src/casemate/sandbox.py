@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from casemate.errors import Unsupported
 from casemate.host.ports import PortMap
 
 
@@ -116,6 +117,8 @@ class PodSandbox(ABC):
     (None: its first).
     """
 
+    carried: bool = True
+    """Whether its network is carried over from the engine's namespace; else it is in that namespace itself."""
     on_exit: Callable[[str, str | None, ProcessExit], None]
     """Called once for every process that was made: container, exec id, and how it ended."""
     on_oom: Callable[[str], None] = staticmethod(lambda id: None)
@@ -187,6 +190,13 @@ class PodSandbox(ABC):
     @abstractmethod
     def stats(self, id: str) -> dict[str, Any]:
         """What a container uses, as the guest sees it, and what the host gives for the sandbox."""
+
+    def debug(self, id: str, what: str, pid: int | None) -> dict[str, Any]:
+        """What the kernel of a sandbox behind the sentry knows of a container's processes.
+
+        See :meth:`Sandbox.debug`.
+        """
+        raise Unsupported("the container is not behind the sentry", "look into it with the engine's exec")
 
     @abstractmethod
     def update(self, id: str, resources: dict[str, Any]) -> None:
@@ -309,6 +319,15 @@ class Sandbox(ABC):
     @abstractmethod
     def info(self) -> dict[str, Any]:
         """What kernel the sandbox has, and the like."""
+
+    def debug(self, what: str, pid: int | None) -> dict[str, Any]:
+        """What the kernel of a sandbox behind the sentry knows of its processes.
+
+        Arguments:
+            what: ``ps``, ``maps``, ``fds`` or ``stacks``, see :mod:`casemate.sentry.inspect`.
+            pid: a process or thread, by its number in the container; None for all.
+        """
+        raise Unsupported("the container is not behind the sentry", "look into it with 'casemate exec'")
 
     @abstractmethod
     def refresh(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.engines import engines
 from tests.engines.engines import Client, Docker, Podman
+from tests.engines.exceptions import BEHIND_THE_SENTRY, PODMAN_BEHIND_THE_SENTRY, SOAK_BEHIND_THE_SENTRY
 from tests.engines.host import Host, Service, host
 from tests.vm.support import CACHE
 
@@ -24,7 +25,7 @@ def engine_host() -> Iterator[Host]:
     """This test process's host for engines. When they have ended, nothing of any container may be left there."""
     if os.geteuid() != 0:
         pytest.skip("engines need root")
-    with host() as made:
+    with host(copies=True) as made:
         yield made
         for service in reversed(made.services):
             service.end()
@@ -87,6 +88,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.engines)
             item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{client(item)}"))
+            name = item.originalname if isinstance(item, pytest.Function) else ""
+            why = BEHIND_THE_SENTRY.get(name) or BEHIND_THE_SENTRY.get(f"{item.path.stem}.{name}")
+            if client(item) == "podman-sentry" and item.path.stem not in PODMAN_BEHIND_THE_SENTRY:
+                item.add_marker(pytest.mark.soak)
+            if client(item).endswith("-sentry") and f"{item.path.stem}.{name}" in SOAK_BEHIND_THE_SENTRY:
+                item.add_marker(pytest.mark.soak)
+            if why is not None and client(item).endswith("-sentry"):
+                item.add_marker(pytest.mark.skip(reason=f"behind the sentry: {why}"))
     return (yield)
 
 
@@ -94,7 +103,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Note what each test of a feature has shown; ``scripts/compatibility`` makes a table of it."""
     report = yield
-    if (report.when == "call" or report.failed) and HERE in item.path.parents:
+    # docs/compatibility.md is about the vm wall; docs/sentry.md is about the other one.
+    behind = client(item).endswith("-sentry")
+    if (report.when == "call" or report.failed) and HERE in item.path.parents and not behind:
         line = {
             "test": item.nodeid.partition("@")[0],  # xdist adds the group
             "features": [name for mark in item.iter_markers("feature") for name in mark.args],

@@ -16,13 +16,15 @@ import pytest
 from tests.engines.host import TOOLS, Host, Service, run, stop
 from tests.engines.images import PAUSE, archive
 
-RUNTIMES = ("runc", "casemate")
+RUNTIMES = ("runc", "casemate", "sentry")
+"""The control, and casemate behind its two walls."""
 CNI_PLUGINS = TOOLS / "containernetworking-plugins" / "root/usr/lib/cni"
 RUNC = TOOLS / "bin" / "runc"
 
 
 def on(*names: str) -> pytest.MarkDecorator:
-    """A test's mark: it runs with the command lines of these engines, each with runc as a control and with casemate."""
+    """A test's mark: it runs with these engines, each with runc as a control and with casemate,
+    behind both walls."""
     clients = [f"{name}-{runtime}" for name in names for runtime in RUNTIMES]
     return pytest.mark.parametrize("cli", clients, indirect=True, scope="module")
 
@@ -33,11 +35,19 @@ def start_containerd(host: Host) -> Service:
     networks = base / "cni"
     networks.mkdir()
     (networks / "10-pods.conflist").write_text(json.dumps(_CNI))
+    sentry_options(host)
     config = base / "containerd.toml"
     config.write_text(
         _CONTAINERD.format(base=base, pause=PAUSE, plugins=CNI_PLUGINS, runc=RUNC, networks=networks)
     )
     return host.serve("containerd", "containerd", "--config", config, ready=base / "c.sock")
+
+
+def sentry_options(host: Host) -> Path:
+    """The shim's options for the runtime ``sentry``, in a file."""
+    path = host.base / "shim-sentry.toml"
+    path.write_text('Wall = "sentry"\n')
+    return path
 
 
 def start_dockerd(host: Host, *options: str, driver: str = "overlay2", **more: Any) -> Service:
@@ -61,7 +71,8 @@ def settings(host: Host, **more: Any) -> None:
     Arguments:
         more: settings beside the usual ones, or instead of them, with ``_`` for ``-``; None leaves one out.
     """
-    runtimes = {"casemate": {"path": str(host.bin / "casemate-runtime")}}
+    path = str(host.bin / "casemate-runtime")
+    runtimes = {"casemate": {"path": path}, "sentry": {"path": path, "runtimeArgs": ["--wall", "sentry"]}}
     pools = [{"base": "10.66.0.0/16", "size": 24}]
     made = {"runtimes": runtimes, "default_address_pools": pools, "bip": "10.65.0.1/24"} | more
     written = {key.replace("_", "-"): value for key, value in made.items() if value is not None}
@@ -188,7 +199,8 @@ class Podman(Client):
     def command(self, *words: str | os.PathLike[str]) -> list[str]:
         """The command line, with ``--runtime`` before everything."""
         path = RUNC if self.runtime == "runc" else self.host.bin / "casemate-runtime"
-        return self.host.command(TOOLS / "bin" / "podman", "--runtime", path, *words)
+        wall = ["--runtime-flag", "wall=sentry"] if self.runtime == "sentry" else []
+        return self.host.command(TOOLS / "bin" / "podman", "--runtime", path, *wall, *words)
 
     def remove(self, *names: str) -> None:
         """Remove containers without the ten seconds that Podman gives them to end."""
@@ -277,6 +289,11 @@ BinaryName = "{runc}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.casemate]
 runtime_type = "io.containerd.casemate.v2"
 privileged_without_host_devices = true
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.sentry]
+runtime_type = "io.containerd.casemate.v2"
+privileged_without_host_devices = true
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.sentry.options]
+ConfigPath = "{base}/shim-sentry.toml"
 """
 
 _PODMAN = """\

@@ -127,6 +127,7 @@ class Host:
         Arguments:
             patience: seconds for what is about to end anyway to do so.
         """
+        self.end_twins()
         deadline = time.monotonic() + patience
         while True:
             found = [f"process {pid}: {words}" for pid, words in self.processes().items()]
@@ -137,6 +138,15 @@ class Host:
             # There is no one event for "all of it is gone"; this only looks again.
             time.sleep(0.2)
 
+    def end_twins(self) -> None:
+        """Have the machines that others are copied from end: they are no sandbox's and wait for the next start."""
+        for pid in self.originals():
+            self("kill", str(pid))
+
+    def originals(self) -> list[int]:
+        """Processes there that have one, or make it."""
+        return [pid for pid, words in self.processes().items() if "-m casemate.twins " in words]
+
     def mounts(self) -> list[str]:
         """Mounts there that are below ``base``, but for those of the host itself."""
         lines = self.out("cat", "/proc/self/mountinfo").splitlines()
@@ -146,8 +156,14 @@ class Host:
 
     def left(self) -> list[str]:
         """What casemate has left of sandboxes and containers below its run directory."""
-        found = self("find", "/run/casemate", "-mindepth", "1", "-maxdepth", "2", "-printf", "%P\\n").stdout.decode()
-        kept = re.compile(r"runtime|runtime/\.pods|uids|uids/owners|boots(/.*)?|.*\.lock|probe-.*\.json")
+        script = (
+            "cd /run/casemate && find . -mindepth 1 -maxdepth 2 -printf '%P\\n' &&"
+            " if [ -d ipam ]; then find ipam -mindepth 2 ! -name owners ! -name '.*'; fi"
+        )
+        found = self("sh", "-c", script).stdout.decode()
+        kept = re.compile(
+            r"runtime|runtime/\.pods|nursery|twins|ipam(/[^/]*)?|uids|uids/owners|boots(/.*)?|.*\.lock|probe-.*\.json"
+        )
         return [path for path in found.splitlines() if not kept.fullmatch(path)]
 
 
@@ -284,13 +300,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def host(settings: str = "") -> Iterator[Host]:
+def host(settings: str = "", *, copies: bool = False) -> Iterator[Host]:
     """Make a host, and take it away again; says nothing about leaks, see :meth:`Host.leaks`.
 
     Arguments:
         settings: more lines for casemate's configuration file there.
+        copies: machines may be copies of one that stands still.
     """
-    with environment(settings) as env:
+    with environment(settings, copies=copies) as env:
         made = Host(env)
         (env.root / "guest").unlink()  # the real one is mounted there
         for name in ("bin", "home"):

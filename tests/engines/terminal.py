@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -41,22 +42,45 @@ class Terminal:
         """Press keys."""
         os.write(self.ours, text.encode())
 
-    def until(self, text: str, timeout: float = 90) -> str:
-        """Read until ``text`` was seen; gives what came up to its end and drops it."""
+    def until(self, text: str, timeout: float = 90, impatient: Callable[[], None] | None = None) -> str:
+        """Read until ``text`` was seen; gives what came up to its end and drops it.
+
+        Arguments:
+            impatient: called when nothing has come for five seconds, and again.
+        """
         deadline = time.monotonic() + timeout
         while text.encode() not in self.seen:
-            ready, _, _ = select.select([self.ours], [], [], max(deadline - time.monotonic(), 0))
-            assert ready, f"{text!r} did not come: {self.seen!r}"
-            self.seen += os.read(self.ours, 65536)
+            left = max(deadline - time.monotonic(), 0)
+            ready, _, _ = select.select([self.ours], [], [], left if impatient is None else min(left, 5))
+            if ready:
+                self.seen += os.read(self.ours, 65536)
+            else:
+                assert impatient is not None and left, f"{text!r} did not come: {self.seen!r}"
+                impatient()
         end = self.seen.index(text.encode()) + len(text.encode())
         seen, self.seen = self.seen[:end], self.seen[end:]
         return seen.decode(errors="replace")
 
-    def ask(self, command: str, timeout: float = 90) -> str:
+    def ask(self, command: str, timeout: float = 90, impatient: Callable[[], None] | None = None) -> str:
         """Type a shell command and give its output. The shell must not show what is typed twice in one line."""
         self.type(f"echo be''gin; {command}; echo e''nd\n")
         self.until("begin", timeout)
-        return self.until("end", timeout)[: -len("end")].strip()
+        return self.until("end", timeout, impatient)[: -len("end")].strip()
+
+    def resized(self, rows: int, columns: int) -> str:
+        """Give the window another size, and wait until the shell has it; what that says of its size.
+
+        Docker's client looks at the size, has that made the container's, and only then listens for changes: one that
+        comes in between, when the shell may have answered already, is lost to it. A person would pull at the window
+        again.
+        """
+
+        def pull() -> None:
+            os.killpg(os.tcgetpgrp(self.ours), signal.SIGWINCH)
+
+        self.resize(rows, columns)
+        command = f"until stty size 2>/dev/null | grep '^{rows} {columns}'; do sleep 0.1; done"
+        return self.ask(command, impatient=pull)
 
     def end(self, timeout: float = 60) -> int:
         """Wait until the command has ended; its exit status. It must have put the terminal back as it was."""

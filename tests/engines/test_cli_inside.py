@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -96,12 +97,46 @@ def test_sysctl(box: Shared) -> None:
     assert box.sh("cat /proc/sys/net/ipv4/ip_unprivileged_port_start") == "90"
 
 
+@pytest.mark.feature("--sysctl")
+def test_settings_of_the_network(cli: Client) -> None:
+    """What they do, not only what is shown; and what no network namespace has is refused."""
+    port = "timeout 1 nc -l -p {0} 2>&1 | grep -q denied && echo denied || echo taken"
+    settings = ("net.ipv4.ip_default_ttl=33", "net.ipv4.ip_unprivileged_port_start=90")
+    options = [word for setting in settings for word in ("--sysctl", setting)]
+    script = "ping -c 1 127.0.0.1; cat /proc/sys/net/ipv4/ip_default_ttl"
+    # Podman's containers may not ping unless they are asked to be allowed to.
+    said = cli.out("run", "--rm", *options, "--cap-add", "NET_RAW", BOX, "sh", "-c", script)
+    assert "ttl=33" in said and said.endswith("\n33")
+    script = f"{port.format(89)}; {port.format(90)}"
+    assert cli.out("run", "--rm", *options, "--user", "1000", BOX, "sh", "-c", script).split() == ["denied", "taken"]
+    groups = ["--sysctl", "net.ipv4.ping_group_range=20 30"]
+    assert cli.out("run", "--rm", *groups, BOX, "cat", "/proc/sys/net/ipv4/ping_group_range").split() == ["20", "30"]
+    assert "rmem" in cli.fails("run", "--rm", "--sysctl", "net.ipv4.no_rmem=1", BOX, "true")
+
+
 @pytest.mark.feature("--init")
 def test_init(box: Shared) -> None:
     assert box.sh("cat /proc/1/comm") in ("docker-init", "podman-init", "catatonit")
     # It reaps what nobody waits for.
     box.sh("sh -c 'sleep 0.1 & exit' >/dev/null")
     eventually(lambda: box.sh("ps -o stat,comm | grep -c '^Z' || true") == "0", "the orphan is reaped")
+
+
+def test_what_the_sentry_knows(box: Shared) -> None:
+    """By the beginning of the engine's id, wherever the engine keeps its containers."""
+    if not box.cli.ours:
+        return
+    id = box.cli.inspect("inside")["Id"]
+    asked = ("casemate", "sentry", "ps", "--json", id[:12])
+    if box.cli.runtime != "sentry":
+        assert b"not behind the sentry" in box.cli.host(*asked).stderr
+        return
+    rows = json.loads(box.cli.host.out(*asked))
+    assert rows[0]["pid"] == 1 and {row["uid"] for row in rows} == {1000}
+    assert "trap 'exit 0' TERM" in rows[-1]["command"] or "sleep 1000" in rows[-1]["command"]
+    said = box.cli.host("casemate", "sentry", "ps", "--root", "/nowhere", id).stderr
+    assert b"no such container" in said
+    assert b"no such container" in box.cli.host("casemate", "sentry", "maps", "f" * 64).stderr
 
 
 @pytest.mark.feature("--read-only, --tmpfs, --shm-size")

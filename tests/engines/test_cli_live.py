@@ -71,10 +71,8 @@ def test_exec_in_background(cli: Client, box: str) -> None:
 def test_exec_terminal(cli: Client, box: str) -> None:
     with terminal(cli.command("exec", "-it", box, "sh"), cli.variables, rows=33, columns=99) as screen:
         assert re.fullmatch(r"/dev/pts/\d+", screen.ask("tty"))
-        wait = "until stty size 2>/dev/null | grep {}; do sleep 0.1; done"
-        assert screen.ask(wait.format(99)) == "33 99"
-        screen.resize(20, 70)
-        assert screen.ask(wait.format(70)) == "20 70"
+        assert screen.ask("until stty size 2>/dev/null | grep 99; do sleep 0.1; done") == "33 99"
+        assert screen.resized(20, 70) == "20 70"
         screen.type("exit 4\n")
         assert screen.end() == 4
 

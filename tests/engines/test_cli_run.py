@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,6 +16,16 @@ from tests.engines.images import BOX
 from tests.engines.terminal import eventually, terminal
 
 pytestmark = on("docker", "podman")
+
+
+@contextlib.contextmanager
+def removed(cli: Client, name: str) -> Iterator[None]:
+    """Where a test fails, what it has begun is not to stay: whoever comes after would be taken for its maker."""
+    try:
+        yield
+    except BaseException:
+        cli.remove(name)
+        raise
 
 
 @pytest.mark.feature("exit status")
@@ -62,14 +74,12 @@ def test_no_input_is_an_end(cli: Client) -> None:
 
 @pytest.mark.feature("run -it")
 def test_terminal(cli: Client) -> None:
-    command = cli.command("run", "--rm", "-it", BOX, "sh")
-    with terminal(command, cli.variables, rows=31, columns=97) as screen:
+    command = cli.command("run", "--rm", "-it", "--name", "typed", BOX, "sh")
+    with removed(cli, "typed"), terminal(command, cli.variables, rows=31, columns=97) as screen:
         assert screen.ask("tty") == "/dev/pts/0"
         # A size is on its way beside the keys: the shell waits until it has come.
-        wait = "until stty size 2>/dev/null | grep {}; do sleep 0.1; done"
-        assert screen.ask(wait.format(31)) == "31 97"
-        screen.resize(40, 120)
-        assert screen.ask(wait.format(40)) == "40 120"
+        assert screen.ask("until stty size 2>/dev/null | grep 31; do sleep 0.1; done") == "31 97"
+        assert screen.resized(40, 120) == "40 120"
         screen.type("sh -c 'echo sl''eeping; exec sleep 1000'\n")
         screen.until("sleeping")
         screen.type("\x03")
@@ -84,7 +94,7 @@ def test_ten_in_parallel(cli: Client) -> None:
     said: dict[int, str] = {}
 
     def one(number: int) -> None:
-        said[number] = cli.out("run", "--rm", BOX, "echo", str(number), timeout=240)
+        said[number] = cli.out("run", "--rm", "--label", "many", BOX, "echo", str(number), timeout=240)
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(10)]
     for thread in threads:
@@ -93,13 +103,14 @@ def test_ten_in_parallel(cli: Client) -> None:
         thread.join()
     assert said == {number: str(number) for number in range(10)}
     # Docker removes one a moment after the client that waits for its output has gone.
-    eventually(lambda: cli.out("ps", "-aq") == "", "all are removed")
+    eventually(lambda: cli.out("ps", "-aq", "--filter", "label=many") == "", "all are removed")
 
 
 @pytest.mark.feature("standard input")
 def test_closing_input_ends_it(cli: Client) -> None:
     read, write = os.pipe()
-    with cli.popen("run", "--rm", "-i", BOX, "sh", "-c", "echo ready; cat; echo end", stdin=read) as process:
+    words = ("run", "--rm", "-i", "--name", "reader", BOX, "sh", "-c", "echo ready; cat; echo end")
+    with removed(cli, "reader"), cli.popen(*words, stdin=read) as process:
         os.close(read)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"

@@ -41,6 +41,21 @@ def test_joined_namespaces(cli: Client, first: str) -> None:
 
 
 @pytest.mark.feature("--pid container:NAME, --ipc container:NAME")
+def test_what_is_not_joined_is_its_own(cli: Client, first: str) -> None:
+    """System V memory, process numbers and the host name of containers that share a network."""
+    get = f"{PYTHON} -c 'import ctypes; print(ctypes.CDLL(None).shmget(0x12345, {{}}))'"
+    made = cli.sh(first, get.format("4096, 0o1600"))
+    assert int(made) >= 0
+    words = ("run", "--rm", "-v", PYTHON_VOLUME, "--network", f"container:{first}")
+    assert cli.out(*words, "--ipc", f"container:{first}", BOX, "sh", "-c", get.format("0, 0")) == made
+    script = f"hostname changed; hostname; echo $$; ps -o args; {get.format('0, 0')}"
+    own = cli.out(*words, "--cap-add", "SYS_ADMIN", BOX, "sh", "-c", script).splitlines()
+    assert own[:2] == ["changed", "1"] and own[-1] == "-1"
+    assert "sleep 86400" not in own
+    assert cli.sh(first, "hostname") != "changed"
+
+
+@pytest.mark.feature("--pid container:NAME, --ipc container:NAME")
 def test_joining_processes_alone(cli: Client, first: str) -> None:
     """A process namespace without the network's: another machine cannot have it."""
     words = ("run", "--rm", "--pid", f"container:{first}", BOX, "ps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 
@@ -51,13 +52,16 @@ def beside(host: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Besi
         # Of the kernel's settings, which that systemd shall leave alone, those of the container's own network.
         made("sh", "-ec", "cd /proc/sys; mount --bind net net; mount -o remount,bind,rw /proc/sys/net")
         made("sh", "-c", "cat >/etc/casemate/config.toml", input=env.config.read_bytes())
+        path = str(CONSOLE_SCRIPT.parent / "casemate-runtime")
+        runtimes = {"casemate": {"path": path}, "sentry": {"path": path, "runtimeArgs": ["--wall", "sentry"]}}
+        settings = json.dumps({"runtimes": runtimes}).encode()
+        made("sh", "-c", "cat >/etc/casemate/dockerd.json", input=settings)
         made(
             "systemd-run", "--unit=dockerd", "-p", "DefaultDependencies=no",
             *(f"--setenv={name}={value}" for name, value in made.variables.items()), TOOLS / "bin" / "dockerd",
             "--host", SOCKET, "--data-root", "/var/lib/docker", "--exec-root", "/run/docker",
             "--pidfile", "/run/docker.pid", "--storage-driver", "vfs", "--exec-opt", "native.cgroupdriver=systemd",
-            "--bridge=none", "--iptables=false", "--ip-forward=false",
-            "--add-runtime", f"casemate={CONSOLE_SCRIPT.parent / 'casemate-runtime'}",
+            "--bridge=none", "--iptables=false", "--ip-forward=false", "--config-file", "/etc/casemate/dockerd.json",
         )  # fmt: skip
         eventually(lambda: "Cgroup Driver: systemd" in made("docker", "info", check=False), "dockerd answers")
         images = tmp_path_factory.mktemp("images") / "images.tar"

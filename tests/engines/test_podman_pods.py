@@ -44,6 +44,16 @@ def test_shared_network(cli: Client, pod: str) -> None:
 
 
 @pytest.mark.feature("podman pods")
+def test_shared_name(cli: Client, pod: str) -> None:
+    """A name that one of them sets is that of all."""
+    rename = ("run", "--rm", "--pod", pod, "--cap-add", "SYS_ADMIN", BOX, "sh", "-c")
+    assert cli.out(*rename, "hostname other; hostname") == "other"
+    assert cli.sh("client", "hostname; cat /proc/sys/kernel/hostname").split() == ["other", "other"]
+    cli.out(*rename, "hostname pair.test")
+    assert cli.sh("server", "hostname") == "pair.test"
+
+
+@pytest.mark.feature("podman pods")
 def test_one_ends_and_starts(cli: Client, pod: str) -> None:
     cli.out("stop", "-t", "0", "server")
     assert cli.state("client")["Running"] and not cli.state("server")["Running"]

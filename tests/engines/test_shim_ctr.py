@@ -27,8 +27,8 @@ from tests.engines.signals import TELLING, WORDS
 from tests.engines.terminal import eventually, terminal
 
 NAMESPACE = "shims"
-KINDS = ("control", "shim", "casemate")
-"""containerd's shim and runc; our shim and runc; our shim and casemate."""
+KINDS = ("control", "shim", "casemate", "sentry")
+"""containerd's shim and runc; our shim and runc; our shim and casemate behind either wall."""
 SHIM = "containerd-shim-casemate-v2"
 
 
@@ -45,6 +45,8 @@ class Ctr:
             config = host.base / "shim-runc.toml"
             config.write_text(f'BinaryName = "{RUNC}"\n')
             self.options += ["--runtime-config-path", str(config)]
+        elif kind == "sentry":
+            self.options += ["--runtime-config-path", str(engines.sentry_options(host))]
 
     def __repr__(self) -> str:
         return self.kind
@@ -138,7 +140,7 @@ class Ctr:
 
 @pytest.fixture(scope="module", params=KINDS)
 def ctr(request: pytest.FixtureRequest, engine_host: Host, containerd: Service) -> Iterator[Ctr]:
-    """The three, one after the other. None may leave a container, a mount or a socket."""
+    """All of them, one after the other. None may leave a container, a mount or a socket."""
     made = Ctr(engine_host, request.param)
     if not made.out("images", "ls", "-q"):
         made.out("images", "import", str(engines.images(engine_host)))
@@ -328,6 +330,11 @@ def test_processes_and_figures(ctr: Ctr) -> None:
         assert 0 < memory["usage"]["usage"] < 1 << 30
         assert metrics["pids"]["current"] == 1
         assert metrics["cpu"]["usage"]["total"] > 0
+        if ctr.kind == "sentry":
+            root = f"/run/containerd/casemate/{NAMESPACE}"
+            for more in ((), ("--root", root)):
+                rows = json.loads(ctr.host.out("casemate", "sentry", "ps", "--json", *more, "a"))
+                assert [(row["pid"], row["command"]) for row in rows] == [(1, "sleep 600")]
 
 
 @pytest.mark.feature("ctr task")
@@ -394,7 +401,7 @@ def test_a_pod_has_one_shim(ctr: Ctr) -> None:
         kernels = {ctr.exec(name, "cat", "/proc/sys/kernel/random/boot_id").stdout for name in ("pod", "one", "two")}
         assert len(kernels) == 1
         ours = ctr.host.out("cat", "/proc/sys/kernel/random/boot_id").encode() + b"\n"
-        assert (kernels == {ours}) == (ctr.kind != "casemate")
+        assert (kernels == {ours}) == (ctr.kind in ("control", "shim"))
 
 
 @pytest.mark.feature("faults")

@@ -15,7 +15,7 @@ import pytest
 from casemate.oci import busybox
 from casemate.shim import messages, sandbox, sandbox_messages, start, task, ttrpc, wire
 from casemate.shim.loop import Future, Loop
-from tests.engines.engines import RUNC
+from tests.engines.engines import RUNC, RUNTIMES
 from tests.engines.host import Host
 from tests.engines.terminal import eventually
 
@@ -30,10 +30,12 @@ class Shim:
         self.host = host
         self.loop = Loop()
         self.bundles = host.base / f"sandbox-{runtime}"
-        options = {"binary_name": str(RUNC) if runtime == "runc" else "", "root": str(host.base / "sandbox-root")}
-        self.options = {
-            "type_url": messages.RUNC_OPTIONS.name, "value": wire.encode(messages.RUNC_OPTIONS, options),
-        }
+        root = str(host.base / "sandbox-root")
+        options: dict[str, Any]
+        table, options = messages.RUNC_OPTIONS, {"binary_name": str(RUNC) if runtime == "runc" else "", "root": root}
+        if runtime == "sentry":
+            table, options = messages.RUNTIME_OPTIONS, {"config_body": f'Root = "{root}"\nWall = "sentry"\n'.encode()}
+        self.options = {"type_url": table.name, "value": wire.encode(table, options)}
         self.bundle("pod")
         words = ["containerd-shim-casemate-v2", "-namespace", NAMESPACE, "-id", "pod", "-address", runtime, "start"]
         script = f"cd {self.bundles}/pod && exec \"$@\""
@@ -67,7 +69,7 @@ class Shim:
             self.loop.turn(0.05)
 
 
-@pytest.fixture(params=["runc", "casemate"])
+@pytest.fixture(params=RUNTIMES)
 def shim(request: pytest.FixtureRequest, engine_host: Host) -> Iterator[Shim]:
     made = Shim(engine_host, request.param)
     yield made

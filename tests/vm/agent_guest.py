@@ -16,9 +16,9 @@ from casemate import config, ids
 from casemate.host import namespaces, uids
 from casemate.sandbox import ProcessExit, ProcessStreams, Stream
 from casemate.vm import files
-from casemate.vm.calls import Key
 from casemate.vm.hypervisor import base
 from casemate.vm.machine import Machine
+from casemate.wall.calls import Key
 from tests.vm.support import Environment
 
 BUSYBOX = Path("/bin/busybox")

@@ -20,7 +20,7 @@ def env() -> Iterator[Environment]:
         pytest.skip("tests with real virtual machines need root")
     if not support.CONSOLE_SCRIPT.exists():
         pytest.fail(f"{support.CONSOLE_SCRIPT} is missing: run make setup")
-    with environment() as made:
+    with environment(copies=True) as made:
         yield made
         left = support.leaks(made)
         if left:

@@ -18,11 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from zlib import crc32
+
+from casemate import ids
+from casemate.config import Config
+from casemate.errors import HostError
+from casemate.host import cgroups
+from casemate.vm import twins, waiting
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CASEMATE_CACHE") or CHECKOUT / ".cache")
@@ -76,12 +82,15 @@ class Environment:
 
 
 @contextlib.contextmanager
-def environment(settings: str = "", *, own_templates: bool = False) -> Iterator[Environment]:
+def environment(
+    settings: str = "", *, own_templates: bool = False, copies: bool = False
+) -> Iterator[Environment]:
     """Make an environment, and remove it again; says nothing about leaks, see :func:`leaks`.
 
     Arguments:
         settings: more lines for its configuration file.
         own_templates: it has none, and nobody else sees those that it makes.
+        copies: machines may be copies of one that stands still; worth its making where many are started.
     """
     with _free_network() as number:
         # Not below the checkout: a VMM runs as a user of its own, and may not be able to get through to there.
@@ -100,10 +109,12 @@ def environment(settings: str = "", *, own_templates: bool = False) -> Iterator[
             else:
                 (env.root / "guest").symlink_to(real / "guest")
             own = f'network = "10.{number}.0.0/16"\nuid_base = {env.user_ids.start}\n'
-            env.config.write_text(own + settings)
+            env.config.write_text(own + ("" if copies else 'twins = "off"\n') + settings)
             env.before = set(_control_groups())
             yield env
         finally:
+            await_templates(env)
+            end_twins(env)
             shutil.rmtree(base, ignore_errors=True)
             _forget_network(number)
 
@@ -256,6 +267,64 @@ def processes(env: Environment) -> dict[int, str]:
     return found
 
 
+def await_log(cm: Casemate, name: str, text: str) -> None:
+    """Wait until the first line that a container writes is there; it has to have this text in it."""
+    with cm.popen("logs", "-f", name) as follower:
+        assert follower.stdout is not None
+        assert text.encode() in follower.stdout.readline()
+        follower.kill()
+
+
+def await_templates(env: Environment, seconds: float = 150) -> None:
+    """Wait for those that make a template in the background (for machines of another class): they are no sandbox's and
+    end by themselves."""
+    deadline = time.monotonic() + seconds
+    while any("casemate.vm.template.background" in what for what in processes(env).values()):
+        assert time.monotonic() < deadline, "a template is being made for ever"
+        time.sleep(0.1)
+
+
+def await_twins(env: Environment, seconds: float = 150) -> twins.Holder:
+    """Wait for the machine that others are copied from, which the first start has had begun; no test has as much
+    patience as whoever makes it has for everybody else."""
+    config = Config(root=env.root, run=env.run)
+    deadline = time.monotonic() + seconds
+    while True:
+        assert not (failed := twins.failures(config)), failed
+        found = next((holder for holder in twins.holders(config) if holder.ready), None)
+        if found is not None:
+            return found
+        assert time.monotonic() < deadline, "no original comes up"
+        for identifier in original_ids(env):
+            group = cgroups.find(identifier)
+            with contextlib.suppress(HostError):  # it is not there yet
+                group.weigh(idle=False)
+            for pid in group.processes():
+                waiting.favour(pid)
+        time.sleep(0.1)  # whose it is to be is told to nobody else
+
+
+def original_ids(env: Environment) -> list[str]:
+    """Originals that there are, or were until they were killed, and members of a pool, where there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        return [name for name in os.listdir(env.root / "pool") if ids.is_id(name)]
+    return []
+
+
+def vmm_of(identifier: str) -> int:
+    """The VMM of a sandbox that runs; what its command line says is its original's, where it is a copy."""
+    for pid in cgroups.find(identifier).processes():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("qemu-system"):
+                return pid
+    raise AssertionError(f"{identifier} has no VMM")
+
+
+def end_twins(env: Environment) -> None:
+    """End the machines that others are copied from: they wait for the next start."""
+    twins.end(Config(root=env.root, run=env.run))
+
+
 def _holds(process: Path, base: str) -> bool:
     for descriptor in (process / "fd").iterdir():
         with contextlib.suppress(OSError):
@@ -351,6 +420,8 @@ def leaks(env: Environment, patience: float = 10) -> list[str]:
     Arguments:
         patience: seconds for what is about to end anyway (a keeper that tidies up) to do so.
     """
+    await_templates(env)
+    end_twins(env)
     deadline = time.monotonic() + patience
     while True:
         found = [f"process {pid}: {what}" for pid, what in processes(env).items()]
@@ -420,3 +491,33 @@ def _ids(env: Environment) -> list[str]:
 
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+_DOOR = """\
+set -e
+checkout=$1 top=$2
+shift 2
+if [[ -n $top ]]; then
+    exec 3<"$checkout/.venv" 4<"$checkout/src"
+    mount -t tmpfs -o mode=0755 none "$top"
+    mkdir -p "$checkout/.venv" "$checkout/src"
+    mount -c --bind /proc/self/fd/3 "$checkout/.venv"
+    mount -c --bind /proc/self/fd/4 "$checkout/src"
+    exec 3<&- 4<&-
+    cd /
+fi
+exec setpriv --reuid 65534 --regid 65534 --clear-groups -- "$@"
+"""
+
+
+def as_nobody(
+    words: Sequence[str | os.PathLike[str]], variables: dict[str, str], timeout: float = 60
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command as a user without any rights.
+
+    Where the checkout lies in a directory that only root can enter, as those of mktemp(1) are, the command has a mount
+    namespace of its own in which there is a way to its programs.
+    """
+    closed = next((path for path in reversed((CHECKOUT, *CHECKOUT.parents)) if not path.stat().st_mode & 0o001), None)
+    command = ["unshare", "--mount", "bash", "-c", _DOOR, "as_nobody", CHECKOUT, closed or "", *words]
+    return subprocess.run(command, capture_output=True, env=variables, check=False, timeout=timeout, cwd="/")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.support import Casemate, Container, detached
+from tests.vm.support import CONSOLE_SCRIPT, Casemate, Container, as_nobody, await_log, detached
 
 
 def test_exec(container: Container) -> None:
@@ -68,7 +68,7 @@ def test_logs(cm: Casemate) -> None:
 def test_stop_kill_wait_and_rm(cm: Casemate) -> None:
     script = "trap 'exit 4' TERM; echo ready; while :; do sleep 0.1; done"
     with detached(cm, "polite", command=("sh", "-c", script)) as polite:
-        _await_log(cm, polite.name, "ready")
+        await_log(cm, polite.name, "ready")
         with cm.popen("wait", "polite") as waiter:
             assert cm.out("stop", "polite") == "polite"
             assert waiter.communicate(timeout=60)[0] == b"4\n"
@@ -80,19 +80,12 @@ def test_stop_kill_wait_and_rm(cm: Casemate) -> None:
         assert cm.out("rm", "polite") == "polite"
         assert cm("rm", "polite").returncode == 1
     with detached(cm, "stubborn", command=("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")):
-        _await_log(cm, "stubborn", "ready")
+        await_log(cm, "stubborn", "ready")
         assert cm("rm", "stubborn").returncode == 1, "it runs"
         begun = time.monotonic()
         cm("stop", "-t", "1", "stubborn", check=True)
         assert time.monotonic() - begun >= 1
         assert cm.inspect("stubborn")["State"]["ExitCode"] == 137
-
-
-def _await_log(cm: Casemate, name: str, text: str) -> None:
-    with cm.popen("logs", "-f", name) as follower:
-        assert follower.stdout is not None
-        assert text.encode() in follower.stdout.readline()
-        follower.kill()
 
 
 def test_pause_and_unpause(cm: Casemate) -> None:
@@ -171,13 +164,6 @@ def test_check_env_and_version(cm: Casemate) -> None:
 
 
 def test_without_root_it_is_one_line(cm: Casemate) -> None:
-    import subprocess
-
-    from tests.vm.support import CONSOLE_SCRIPT
-
-    command = ["setpriv", "--reuid", "65534", "--clear-groups", str(CONSOLE_SCRIPT), "run", "busybox"]
-    if not os.access(CONSOLE_SCRIPT, os.X_OK) or subprocess.run([*command[:4], "true"], check=False).returncode:
-        pytest.skip("cannot become another user here")
-    done = subprocess.run(command, capture_output=True, env=cm.env.variables, check=False, timeout=60)
+    done = as_nobody([CONSOLE_SCRIPT, "run", "busybox"], cm.env.variables)
     assert done.returncode == 125
     assert done.stderr.startswith(b"casemate: casemate run needs root") and done.stderr.count(b"\n") == 1

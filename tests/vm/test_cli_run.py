@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.support import Casemate, Environment, detached
+from tests.vm.support import Casemate, Environment, await_log, detached
 
 
 def test_the_kernel_is_not_the_hosts(cm: Casemate) -> None:
@@ -201,7 +201,7 @@ def test_detached_containers_outlive_their_shell(cm: Casemate, env: Environment)
         assert done.returncode == 0, done.stderr
         assert re.fullmatch(rb"[0-9a-f]{64}\n", done.stdout)
         assert cm.inspect("stays")["State"]["Running"] is True
-        assert cm.out("logs", "stays") == "here"
+        await_log(cm, "stays", "here")
     finally:
         cm.remove("stays")
 

@@ -17,7 +17,7 @@ import pytest
 from casemate.errors import UsageError
 from casemate.host import mounts, namespaces, syscalls
 from casemate.keeper import rootfs
-from casemate.vm import share, trees
+from casemate.wall import share, trees
 from tests.vm.host_tools import in_child, needs_root
 
 pytestmark = needs_root

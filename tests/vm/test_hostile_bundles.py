@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from tests.unit.oci import specs
-from tests.vm.support import Environment
+from tests.vm.support import Environment, environment, leaks
 
 RUNTIME = Path(sys.executable).parent / "casemate-runtime"
 PR_SET_CHILD_SUBREAPER = 36
@@ -153,6 +153,14 @@ def subreaper() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[Environment]:
+    """Without machines to be copied, which would wait for the next start: what a bundle leaves is compared."""
+    with environment() as made:
+        yield made
+        assert leaks(made) == []
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from casemate.host import cgroups
 from casemate.oci import busybox
 from casemate.vm import guest
 from casemate.vm.guest.cpio import Archive
-from casemate.vm.hypervisor import launch, probe
+from casemate.vm.hypervisor import probe
 from casemate.vm.hypervisor.base import (
     Accelerator,
     AgentPort,
@@ -47,6 +47,7 @@ from casemate.vm.hypervisor.base import (
     VmStatus,
 )
 from casemate.vm.hypervisor.qemu import QemuHypervisor, QemuVm
+from casemate.wall import launch
 from tests.vm.host_tools import in_child
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

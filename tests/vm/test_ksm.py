@@ -26,10 +26,11 @@ from casemate.ksm import settings
 from casemate.ksm.kick import kick
 from casemate.ksm.settings import Settings
 from casemate.vm import guest
-from casemate.vm.hypervisor.base import Accelerator, Confinement, SerialConsole, Vm, VmSpec
+from casemate.vm.hypervisor.base import Accelerator, SerialConsole, Vm, VmSpec
 from casemate.vm.hypervisor.qemu import QemuHypervisor
+from casemate.wall.confinement import Confinement
 from tests.vm.oci import Runtime
-from tests.vm.support import CONSOLE_SCRIPT, Casemate, Environment, environment
+from tests.vm.support import CONSOLE_SCRIPT, Casemate, Environment, as_nobody, environment
 
 pytestmark = [
     pytest.mark.xdist_group("ksm"),
@@ -149,9 +150,7 @@ def test_status_tells_of_the_machine(cm: Casemate, throttler: Callable[..., Thro
     text = cm.out("ksm", "--status")
     assert f"process {daemon.process.pid}, mode auto" in text and "MiB" in text
     assert "the throttler is in mode auto" in cm.out("check")
-    nobody = subprocess.run(
-        [CONSOLE_SCRIPT, "ksm", "--status", "--json"], env=cm.env.variables, user=65534, capture_output=True, cwd="/"
-    )
+    nobody = as_nobody([CONSOLE_SCRIPT, "ksm", "--status", "--json"], cm.env.variables)
     assert json.loads(nobody.stdout)["pid"] == daemon.process.pid, "this needs no root"
     assert daemon.end() == 0
 
@@ -229,9 +228,8 @@ def test_only_root_can_tell_of_a_start(quick: Environment, throttler: Callable[.
     daemon = throttler(of=quick)
     daemon.says("restored")
     script = "import socket, sys; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'x', sys.argv[1])"
-    words = [sys.executable, "-c", script, str(quick.run / "ksm" / "kick")]
-    refused = subprocess.run(words, user=65534, group=65534, extra_groups=[], capture_output=True, text=True)
-    assert refused.returncode == 1 and "PermissionError" in refused.stderr
+    refused = as_nobody([sys.executable, "-c", script, quick.run / "ksm" / "kick"], quick.variables)
+    assert refused.returncode == 1 and b"PermissionError" in refused.stderr
     kick(quick.run)
     daemon.says("aggressive")
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
 import pytest
 
-from casemate import ids
 from casemate.config import Config
 from tests.vm.oci import Runtime, until
-from tests.vm.support import Casemate, detached
+from tests.vm.support import Casemate, detached, vmm_of
+from tests.vm.test_pod import keeper_of
 
 pytestmark = pytest.mark.slow
 MIB = 1 << 20
@@ -21,16 +19,6 @@ NEAR = 96
 FILL = f"dd if=/dev/zero of=/fill/it bs=1M count={SIZE}"
 HOG = f'BEGIN {{ for (; i < {SIZE}; i++) held[i] = sprintf("%{MIB}s", ""); print "full"; getline }}'
 """A process that has as much for itself, until it reads a line."""
-
-
-def vmm_of(identifier: str) -> int:
-    """The VMM of a sandbox."""
-    wanted = f"guest=casemate-{ids.short(identifier)}".encode()
-    for directory in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):  # it has ended meanwhile, or is no process
-            if wanted in (directory / "cmdline").read_bytes():
-                return int(directory.name)
-    raise AssertionError(f"{identifier} has no VMM")
 
 
 def resident(pid: int) -> int:
@@ -70,8 +58,7 @@ def test_of_a_pod(ours: Runtime) -> None:
     fill = {"destination": "/fill", "type": "tmpfs", "source": "tmpfs", "options": [f"size={SIZE + 1}m"]}
     bundle.spec["mounts"].append(fill)
     container = ours.create(bundle).start()
-    [pod] = [name for name in os.listdir(ours.root / ".pods") if len(name) == 64]
-    pid = vmm_of(pod)
+    pid = keeper_of(container).info()["processes"]["vmm"]
     before = resident(pid)
     container.sh(FILL, timeout=200)
     assert resident(pid) > before + 0.95 * SIZE

@@ -13,6 +13,7 @@ import pytest
 
 from casemate.host import cgroups, processes
 from tests.vm.oci import until
+from tests.vm.support import CACHE
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parent.parent
@@ -87,7 +88,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
                 (tree.mount / name / file).write_text((tree.mount / file).read_text())
     python = Path(os.path.realpath(sys.executable)).parent.parent
     guest = Path(os.environ.get("CASEMATE_ROOT") or "/var/lib/casemate") / "guest"
-    wanted = (CHECKOUT, python, *([guest] if guest.exists() else []))
+    tools = [] if CACHE.is_relative_to(CHECKOUT) or not CACHE.exists() else [CACHE]
+    wanted = (CHECKOUT, python, *tools, *([guest] if guest.exists() else []))
     shown = [str(path) for path in wanted if not str(path).startswith("/usr")]
     joined = "".join(f"echo 0 >{tree.mount}/{name}/cgroup.procs; " for tree in trees)
     outside = subprocess.Popen(

@@ -84,7 +84,7 @@ class CommandLine(kills.Arena):
         known = {f"process {one.pid}: {one.words}" for one in kills.processes() if str(self.runtime.root) in one.words}
         known |= {f"process {pid}: {words}" for pid, words in support.processes(env).items()}
         known |= kills.mounts(os.getpid(), str(env.base)) | {f"left {what}" for what in left(self.runtime)}
-        keep = r"run/(boots(/.*)?|uids|uids/owners|[^/]*\.lock|probe-.*\.json|[^/]*/\.pods)|.*/\.[^/]*"
+        keep = r"run/(boots(/.*)?|nursery(/.*)?|uids|uids/owners|[^/]*\.lock|probe-.*\.json|[^/]*/\.pods)|.*/\.[^/]*"
         return known | kills.files(run, keep=keep)
 
     def _plain(self) -> str:

@@ -222,7 +222,8 @@ def test_a_person_runs_a_shell(either: Runtime) -> None:
     with person(either, "run", "--bundle", bundle, either.new_id()) as (screen, pid):
         screen.wait_for("ready")
         screen.resize(41, 141)
-        screen.type("stty size; echo $((40 + 2)); sleep 99\n")
+        # A size is on its way beside the keys: the shell waits until it has come.
+        screen.type("until stty size | grep '^41'; do sleep 0.1; done; echo $((40 + 2)); sleep 99\n")
         screen.wait_for("42")
         screen.type("\x03")
         screen.type("exit 11\n")

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from casemate.config import Config
+from casemate.vm import boots
+from casemate.vm.guest.lock import locked
 from casemate.vm.template import store
-from tests.vm.support import Casemate, Container, detached, environment, processes
+from tests.vm.support import Casemate, Container, await_templates, detached, environment, processes
 
 NONE = "none for this memory and these processors"
 
@@ -146,17 +150,58 @@ def test_memory_that_was_added_can_be_used(own: Casemate, made: Path) -> None:
         assert found == str(250 << 20)
 
 
-def test_another_class_boots_until_it_has_a_template(own: Casemate, made: Path) -> None:
+def test_another_class_boots_and_has_a_template_made(own: Casemate, made: Path) -> None:
+    """The first machine boots, a process of nobody makes the template meanwhile, the next one is made from it."""
     with detached(own, "other", "--cpus", "2") as other:
-        assert used(own, other.name) == NONE
-    key = own.out("template", "create", "--cpus", "2", timeout=200)
+        assert used(own, other.name) == f"{NONE}: it is being made"
+        (maker,) = {pid for pid, what in processes(own.env).items() if "template.background" in what}
+        assert os.getpriority(os.PRIO_PROCESS, maker) == 19
+        group = {line.split(":", 2)[2] for line in Path(f"/proc/{maker}/cgroup").read_text().splitlines()}
+        assert group == {"/"}, "it is in no sandbox's control group"
+        # A second one does not make another.
+        with detached(own, "another", "--cpus", "2") as another:
+            assert used(own, another.name).startswith(f"{NONE}: ")
+            makers = [what for what in processes(own.env).values() if "template.background" in what]
+            assert len(makers) <= 1
+        # Its end does not depend on the sandbox's, which can be taken down meanwhile.
+    await_templates(own.env)
+    (key,) = {template.key for template in store.list_all(own.env.root)} - {made.name}
     rows = own.out("template", "list").splitlines()[1:]
     assert {row.split()[0] for row in rows} == {key[:12], made.name[:12]}
     with detached(own, "other", "--cpus", "2") as other:
         assert used(own, other.name) == key[:12]
         assert other.sh("nproc") == "2"
+    assert own.out("template", "create", "--cpus", "2", timeout=200) == key, "it is there"
     assert own.out("template", "rm", key[:8]) == key[:12]
     assert own.out("template", "list").splitlines()[1:] == [row for row in rows if row.startswith(made.name[:12])]
+
+
+def test_one_that_cannot_be_made_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    with environment(own_templates=True) as env:
+        own = Casemate(env)
+        own.out("template", "create", timeout=200)
+        place = store.home(env.root)
+        real = tmp_path / "real"
+        place.rename(real)
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True)
+        try:
+            with detached(own, "first", "--cpus", "2") as first:
+                assert used(own, first.name) == f"{NONE}: it is being made"
+            await_templates(env)
+            listed = own("template", "list", check=True)
+            assert b"none for up to 4224 MiB and 2 processors: " in listed.stderr
+            assert listed.stderr.count(b"\n") == 1
+            with detached(own, "second", "--cpus", "2") as second:
+                assert used(own, second.name).startswith(f"{NONE}: it could not be made: ")
+                assert not [what for what in processes(env).values() if "template.background" in what]
+        finally:
+            subprocess.run(["umount", "-l", str(place)], check=True)
+        # By hand it is tried, and then what was noted is forgotten.
+        key = own.out("template", "create", "--cpus", "2", timeout=200)
+        assert own("template", "list", check=True).stderr == b""
+        with detached(own, "third", "--cpus", "2") as third:
+            assert used(own, third.name) == key[:12]
 
 
 def test_the_first_run_makes_it() -> None:
@@ -228,6 +273,30 @@ def test_two_make_it_at_once() -> None:
             keys = {process.communicate(timeout=200)[0] for process in (one, two)}
         assert len(keys) == 1
         assert len(store.list_all(env.root)) == 1
+
+
+def test_who_waits_for_a_turn_to_boot_takes_the_template_that_was_made_meanwhile() -> None:
+    with environment("parallel_boots = 1\n", own_templates=True) as env:
+        own, gone = Casemate(env), threading.Event()
+        config = Config(run=env.run, parallel_boots=1)
+        turn = boots.take(config, "0" * 64, gone.set, gone)
+        with own.popen("run", "--name", "late", "busybox", "echo", "ran") as late:
+            with locked(store.home(env.root), mode=0o700):  # so that somebody makes one, as far as it can tell
+                _await_queue(env.run / "boots" / "slot-0")
+            key = own.out("template", "create", timeout=200)
+            turn.end()
+            assert late.communicate(timeout=100)[0] == b"ran\n"
+        assert used(own, "late") == key[:12]
+        own.remove("late")
+
+
+def _await_queue(path: Path) -> None:
+    """Wait until somebody waits for a file's lock (:manpage:`proc_locks(5)`); there is no event for it."""
+    deadline = time.monotonic() + 60
+    inode = f":{path.stat().st_ino} "
+    while not any("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_no_space_for_it(tmp_path: Path) -> None:

@@ -387,7 +387,7 @@ def test_a_machine_that_stands_still_holds_nobody_up(play: Play) -> None:
         stage.boot()
         stage.pod.attach("one", stage.tree(stage.root("one")), None)
         stage.start("one", "sleep", "1000")
-        stage.pod._calls._timeout = 2.0  # only now: a busy host takes its time for what comes before
+        stage.pod._calls.timeout = 2.0  # only now: a busy host takes its time for what comes before
         os.kill(stage.pod.info()["processes"]["vmm"], signal.SIGSTOP)
         stage.pod.attach("two", stage.tree(stage.root("two")), None)
         for call in (

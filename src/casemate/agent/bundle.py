@@ -12,7 +12,7 @@ import resource
 from casemate.agent import command, resources, system
 from casemate.agent.cgroup import LEAST
 from casemate.agent.system import bad, get_dict, get_int, get_list, get_text
-from casemate.agent.user import resolve
+from casemate.agent.user import home, resolve
 from casemate.protocol import wire
 
 TYPE_CHECKING = False
@@ -148,13 +148,16 @@ def complete_process(process: dict[str, Any], wanted: str, root: int, covered: S
     if not all(isinstance(entry, str) and "\0" not in entry for entry in env):
         raise bad("process.env must be a list of strings")
     given = process.get("user")
+    at_home = any(entry.startswith("HOME=") for entry in env)
     if wanted or not isinstance(given, dict):
         user = resolve(root, wanted)
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups}
+        if not at_home:
+            env = [*env, f"HOME={user.home}"]
     else:
-        user = resolve(root, str(get_int(given, "uid", 0, (1 << 31) - 1)) if "uid" in given else "")
-    if not any(entry.startswith("HOME=") for entry in env):
-        env = [*env, f"HOME={user.home}"]
+        uid = get_int(given, "uid", 0, (1 << 31) - 1) if "uid" in given else 0
+        if not at_home:
+            env = [*env, f"HOME={home(root, uid)}"]
     process["env"] = env
     process.setdefault("cwd", "/")
     limits = get_list(process, "rlimits", 64)
@@ -173,7 +176,7 @@ def complete_process(process: dict[str, Any], wanted: str, root: int, covered: S
 def _files(params: dict[str, Any], covered: Sequence[str], directory: str) -> list[dict[str, Any]]:
     """Write the files that the host sends and say how to mount them; a mount of the person's own goes first."""
     mounts = []
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+    system.make_directory(directory, 0o700, exist_ok=True)
     for number, entry in enumerate(get_list(params, "files", MAX_FILES)):
         if not isinstance(entry, dict):
             raise bad("a file must be an object")

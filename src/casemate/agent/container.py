@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from casemate.agent.blank import Blank
+
 BASE = "/run/casemate"
 MAX_EXECS = 256
 EXECS_END = 5.0
 """Seconds that the end of a container waits for the ends of its other processes to be told first."""
+SYNC = 10.0
+"""Seconds that the last container's end waits for what it wrote to be written back."""
 
 
 class Places:
@@ -48,6 +52,8 @@ class Places:
         self.share = share
         self.cgroups = cgroups
         self.crun = crun
+        self.blank: Callable[[dict[str, Any]], Blank | None] = lambda spec: None
+        """Gives a process that waits to become the container of a specification, see :mod:`casemate.agent.blank`."""
 
 
 class Container:
@@ -85,12 +91,19 @@ class Container:
         self._init = Process(None, self._init_ended)
         self._lock = threads.Lock()
         self._execs: dict[str, Process] = {}
+        self._telling: list[Process] = []
+        """Further processes that have ended, of which that is being told; their names are free."""
         self._oom_seen = 0
         self._watch: Watch | None = None
         self._counter = 0
         self._created = False
         self._started = False
         self._shares = False
+        self._last = False
+        self._keeps = True
+        self._blank: Blank | None = None
+        self._spec: dict[str, Any] = {}
+        """What was made, where it was made of a blank."""
 
     # ---- start
 
@@ -108,12 +121,14 @@ class Container:
         opened: list[int] = []
         mark("asked")
         self._created, self._started = not run, run
+        self._last = params.get("last") is True
+        self._keeps = params.get("keeps") is not False
         try:
             spec = get_dict(params, "spec")
             terminal = _terminal(get_dict(spec, "process"))
             size = _size(params)
             _set_console_size(spec["process"], size)
-            os.makedirs(self._directory, mode=0o700)
+            system.make_directory(self._directory, 0o700)
             pids = bundle.spare_pids()
             made = bundle.complete(
                 spec, params,
@@ -122,14 +137,14 @@ class Container:
                 join=lambda other, kind: self._join(other, kind, opened),
             )  # fmt: skip
             self._prepare(made)
-            self._write_json("config.json", spec)
-            mark("prepared")
-            words = ["run", "--detach"] if run else ["create"]
-            self._init.launch(
-                self._crun, self._reaper, streams,
-                lambda options: [*words, f"--bundle={self._directory}", *options, self.identifier],
-                self._directory, "init", size, terminal, made.priority,
-            )  # fmt: skip
+            if not (made.priority or made.shared or streams.kept):
+                self._blank = self._places.blank(spec)
+            if self._blank is not None:
+                self.cgroup, self._spec = self._blank.cgroup, spec
+                mark("blank")
+                self._init.become(self._blank, self.identifier, spec, streams, size, terminal, wait=not run)
+            else:
+                self._launch(spec, streams, size, terminal, made, run)
             mark("started")
             self._watch = Watch(self.cgroup, self._out_of_memory, self._groups)
             if self.ended.is_set():  # so soon that nobody saw the watch
@@ -145,6 +160,25 @@ class Container:
             for fd in opened:
                 os.close(fd)
         return self._init
+
+    def _launch(
+        self, spec: dict[str, Any], streams: Streams, size: tuple[int, int] | None, terminal: bool,
+        made: bundle.Bundle, run: bool,
+    ) -> None:  # fmt: skip
+        """Have the runtime make it."""
+        self._write_json("config.json", spec)
+        mark("prepared")
+        words = ["run", "--detach"] if run else ["create"]
+        self._init.launch(
+            self._crun, self._reaper, streams,
+            lambda options: [*words, f"--bundle={self._directory}", *options, self.identifier],
+            self._directory, "init", size, terminal, made.priority,
+        )  # fmt: skip
+
+    def _tell_runtime(self) -> None:
+        """Tell the runtime of a container that it has not made."""
+        if self._blank is not None:
+            self._blank.hand_over_to(self._crun.state, self.identifier, self._directory, self._spec)
 
     def _prepare(self, made: bundle.Bundle) -> None:
         """Do what the runtime does not: settings of the guest's network, memory that containers share."""
@@ -201,7 +235,12 @@ class Container:
                 raise RequestFailed("failed", "the container was started before")
             self._started = True
         try:
+            if self._blank is not None:
+                self._blank.start()
+                return
             self._crun.start(self.identifier, f"{self._directory}/start.log")
+        except OSError:
+            raise RequestFailed("no-such-container", "the container has ended") from None
         except RequestFailed:
             if self._init.ending:
                 raise RequestFailed("no-such-container", "the container has ended") from None
@@ -232,6 +271,7 @@ class Container:
             name = f"update{self._counter}"
         path = self._write_json(f"{name}.json", made)
         try:
+            self._tell_runtime()
             self._crun.command(["update", f"--resources={path}", self.identifier], f"{self._directory}/{name}.log")
         finally:
             _unlink(path)
@@ -314,6 +354,7 @@ class Container:
             os.close(root)
         path = self._write_json(f"{name}.json", spec)
         try:
+            self._tell_runtime()
             process.launch(
                 self._crun, self._reaper, streams,
                 lambda options: ["exec", "--detach", f"--process={path}", *options, self.identifier],
@@ -388,10 +429,12 @@ class Container:
 
     # ---- the end
 
-    def _tell(self, process: Process, end: Exit, oom: bool) -> None:
+    def _tell(self, process: Process, end: Exit, oom: bool, synced: bool = False) -> None:
         params = {
             "id": self.identifier, "exec_id": process.exec_id, "status": end.status, "signal": end.signal, "oom": oom
         }  # fmt: skip
+        if synced:
+            params["synced"] = True
         try:
             self._link.notify("process.exited", params)
         except LinkError:
@@ -408,20 +451,31 @@ class Container:
         with self._lock:
             risen, self._oom_seen = kills > self._oom_seen, max(kills, self._oom_seen)
             self._execs.pop(str(process.exec_id), None)
+            self._telling.append(process)
         self._tell(process, end, risen and end.signal == 9)
         process.done.set()
+        with self._lock:
+            self._telling.remove(process)
 
     def _init_ended(self, process: Process, end: Exit) -> None:
         mark("ended")
         oom = self.cgroup.oom_kills() > 0
         deadline = monotonic() + EXECS_END
         with self._lock:
-            others = list(self._execs.values())
+            others = [*self._execs.values(), *self._telling]
         # With a process namespace of its own they are dead already. One that is being started may come in later.
         self._kill_rest()
         for other in others:
             while not other.done.wait(EXECS_END / 10) and monotonic() < deadline:
                 self._kill_rest()
+        if self._last:
+            # The machine ends with this container: what there is to write back is written now, the rest goes with it.
+            self._tell(process, end, oom, self._keeps and system.sync(SYNC))
+            process.done.set()
+            self.ended.set()
+            if self._watch is not None:
+                self._watch.close()
+            return
         self._tell(process, end, oom)
         process.done.set()
         self._remove()
@@ -435,9 +489,15 @@ class Container:
     def _remove(self) -> None:
         """Take away all that is left."""
         try:
-            self._crun.command(["delete", "--force", self.identifier], f"{self._directory}/delete.log")
+            if self._blank is None or self._blank.known:
+                self._crun.command(["delete", "--force", self.identifier], f"{self._directory}/delete.log")
         except (RequestFailed, OSError) as error:
             if "does not exist" not in str(error) and "No such file" not in str(error):
+                system.log(f"container {self.identifier}: {error}")
+        if self._blank is not None:
+            try:
+                self._blank.end()
+            except OSError as error:
                 system.log(f"container {self.identifier}: {error}")
         _remove_tree(self._directory)
         _remove_tree(self._files_directory)

@@ -26,7 +26,8 @@ class Crun:
     def __init__(self, command: list[str], reaper: Reaper) -> None:
         self._command = command
         self._reaper = reaper
-        self._state = next((word[7:] for word in command if word.startswith("--root=")), "")
+        self.state = next((word[7:] for word in command if word.startswith("--root=")), "")
+        """The directory where it keeps what it knows of containers."""
 
     def run(self, arguments: list[str], log: str, *stdio: int) -> None:
         """Run one command to its end.
@@ -52,7 +53,7 @@ class Crun:
     def start(self, identifier: str, log: str) -> None:
         """Let the first process of a created container run. Raises RequestFailed."""
         # What "crun start" does, without the tenth of a second that a program takes to do it on an emulated processor.
-        fifo = f"{self._state}/{identifier}/exec.fifo"
+        fifo = f"{self.state}/{identifier}/exec.fifo"
         try:
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:  # there is no such file, or nobody waits: the program knows what to say
@@ -92,6 +93,11 @@ def explain(log: str, status: int) -> RequestFailed:
             message = entry["msg"].strip()[:MAX_MESSAGE]
     if not message:
         return RequestFailed("failed", f"the container runtime failed with status {status} and said nothing")
+    return explain_message(message)
+
+
+def explain_message(message: str) -> RequestFailed:
+    """What the runtime's words mean."""
     if message.startswith("executable file") and "not found" in message:
         name = message.split("`")[1] if message.count("`") >= 2 else "the command"
         return RequestFailed("not-found", f"{name}: not found in the container")

@@ -10,7 +10,7 @@ from _socket import SOCK_CLOEXEC, SOCK_STREAM, socket
 from casemate.agent import cgroup, late
 from casemate.agent.container import BASE
 from casemate.agent.devices import wait_for
-from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, log, mount, read_text, write_text
+from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, log, mount, read_text, unmount, write_text
 from casemate.agent.terminal import accept
 
 PORT_NAME = "casemate.agent.0"
@@ -88,6 +88,17 @@ def mount_share(tag: str) -> None:
         OSError: there is none with that tag, or it cannot be mounted.
     """
     mount(tag, f"{BASE}/{SHARES[tag]}", "virtiofs")
+
+
+def read_ahead(tag: str, kib: int) -> None:
+    """How much of a shared file is read at once where a part of it is asked for. Raises OSError."""
+    device = os.stat(f"{BASE}/{SHARES[tag]}").st_dev
+    write_text(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb", str(kib))
+
+
+def unmount_share(tag: str) -> None:
+    """Undo :func:`mount_share`. Raises OSError: a container uses it."""
+    unmount(f"{BASE}/{SHARES[tag]}")
 
 
 def connect() -> int:

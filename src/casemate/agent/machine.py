@@ -26,6 +26,7 @@ SYSCTLS = {
     "net/ipv4/ip_unprivileged_port_start": "0",
     "net/ipv4/ping_group_range": "0 2147483647",
 }
+_settled = False
 
 
 def setup(params: dict[str, Any]) -> None:
@@ -47,8 +48,17 @@ def setup(params: dict[str, Any]) -> None:
     if params.get("shares") is not None:
         from casemate.agent import guest, late  # here, because tests serve without a guest
 
-        late.attach(get_dict(params, "shares"), guest.mount_share)
+        late.attach(get_dict(params, "shares"), guest.mount_share, guest.read_ahead)
     apply_network(params)
+    settle()
+
+
+def settle() -> None:
+    """Make the settings that every sandbox has. Once is enough: in a guest that was saved, it was done before."""
+    global _settled
+    if _settled:
+        return
+    _settled = True
     for name, value in SYSCTLS.items():
         try:
             write_text(f"/proc/sys/{name}", value)
@@ -109,13 +119,20 @@ def counters() -> list[dict[str, Any]]:
     return found
 
 
-def info() -> dict[str, Any]:
-    """What the guest is."""
-    return {
+def info(*, identity: bool = True) -> dict[str, Any]:
+    """What the guest is.
+
+    Arguments:
+        identity: what it has of its own, too. The kernel makes its boot id when it is first asked for; one that is to
+            be copied must not have any.
+    """
+    common = {
         "kernel": os.uname().release,
-        "uptime_ms": time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000,
         "mem_total": memory()["mem_total"],
-        "boot_id": read_text("/proc/sys/kernel/random/boot_id").strip(),
         "agent_version": __version__,
         "python": sys.version.split()[0],
     }
+    if not identity:
+        return common
+    uptime = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+    return {**common, "uptime_ms": uptime, "boot_id": read_text("/proc/sys/kernel/random/boot_id").strip()}

@@ -118,6 +118,8 @@ class _Applied:
 
 _lock = threads.Lock()
 _applied: dict[str, _Applied] = {}
+_loopback = False
+"""Whether the loopback interface is up."""
 
 
 def apply(entries: list[Any]) -> None:
@@ -129,6 +131,9 @@ def apply(entries: list[Any]) -> None:
     Raises:
         RequestFailed: ``bad-spec``: nothing was changed, or an interface is not there. OSError: the kernel refused.
     """
+    global _loopback
+    if not entries and not _applied and _loopback:
+        return
     wanted = [Interface(entry) for entry in entries]
     macs = {interface.mac for interface in wanted}
     if len(macs) < len(wanted):
@@ -139,6 +144,7 @@ def apply(entries: list[Any]) -> None:
         # The loopback interface is always the first of a namespace. This also waits until the kernel is done with an
         # interface that it has just told of: its settings are the last thing that it makes.
         link.request(netlink.RTM_NEWLINK, 0, netlink.link_body(1, True), "lo")
+        _loopback = True
         for mac in [mac for mac in _applied if mac not in macs]:
             _retire(link, mac)
         _rename(link, [(*found[i.mac], i.name) for i in wanted if i.name is not None])

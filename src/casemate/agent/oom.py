@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 TRIGGER = "full 1000000 2000000"
 """Microseconds of standing still within a window of so many; the kernel tells of it once in a window at most."""
+FIRST = 2.0
+"""Seconds before pressure is watched too: for that the kernel starts a thread, which the shortest containers can do
+without."""
 IN_A_ROW = 3
 LAPSE = 6.0
 """Seconds after which the next word on standing still is not in a row with the last one."""
@@ -90,9 +93,13 @@ class Watch:
             poller.register(self._stop, select.POLLIN)
             poller.register(self._alarm, select.POLLIN)
             events = self._register(poller, opened, "memory.events", os.O_RDONLY, "")
-            pressure = self._register(poller, opened, "memory.pressure", os.O_RDWR, TRIGGER)
+            pressure: int | None = None
+            begins = monotonic() + FIRST
             while True:
-                ready = [fd for fd, _ in poller.poll()]
+                left = None if pressure is not None else max(0.0, begins - monotonic()) * 1000
+                ready = [fd for fd, _ in poller.poll(left)]
+                if pressure is None and monotonic() >= begins and self._stop not in ready:
+                    pressure = self._register(poller, opened, "memory.pressure", os.O_RDWR, TRIGGER)
                 if self._stop in ready:
                     return
                 if self._alarm in ready:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from casemate.agent.blank import Blank
+
 ANNOUNCE = 10.0
 """Seconds that an exit waits for the answer to the request that started the process, so that it comes after it."""
 NAMES = ("stdin", "stdout", "stderr")
@@ -117,10 +119,7 @@ class Process:
                 console = ConsoleSocket(f"{base}.tty")
                 options.append(f"--console-socket={console.path}")
             else:
-                for number, stream_name in enumerate(NAMES):
-                    if stream_name in streams.by_name:
-                        stdio[number] = self._pipe(streams.by_name.pop(stream_name), number == 0)
-                        theirs.append(stdio[number])
+                self._pipes(streams, stdio, theirs)
             extra: list[int] = []
             if streams.kept:
                 from casemate.agent import kept
@@ -155,6 +154,55 @@ class Process:
                 console.close()
             for suffix in (".pid", ".log"):
                 _unlink(base + suffix)
+
+    def become(
+        self, blank: Blank, identifier: str, spec: dict[str, Any], streams: Streams, size: tuple[int, int] | None,
+        terminal: bool, *, wait: bool,
+    ) -> None:  # fmt: skip
+        """Make it of a blank instead.
+
+        Arguments:
+            identifier, spec: of its container.
+            streams, size, terminal: as for :meth:`launch`.
+            wait: whether it waits for the word to begin.
+
+        Raises:
+            RequestFailed: it was not started.
+        """
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        theirs: list[int] = []
+        controlling: list[int] = []
+        try:
+            stdio = [null, null, null]
+            if not terminal:
+                self._pipes(streams, stdio, theirs)
+            blank.begin(identifier, spec, stdio, wait, controlling.append)
+            self.pid = blank.pid
+            try:
+                if terminal:
+                    self._take_terminal(controlling.pop(), streams, size)
+                self._begin()
+            except BaseException:
+                blank.discard()
+                raise
+            blank.watch(self._exited)
+        except OSError as error:
+            self._discard()
+            raise RequestFailed("failed", f"the process cannot be started: {error}") from None
+        except BaseException:
+            self._discard()
+            raise
+        finally:
+            streams.close()  # those that nobody took
+            for fd in (null, *theirs, *controlling):
+                os.close(fd)
+
+    def _pipes(self, streams: Streams, stdio: list[int], theirs: list[int]) -> None:
+        """Pipes for the streams that there are: their ends for the process go to ``stdio`` and ``theirs``."""
+        for number, name in enumerate(NAMES):
+            if name in streams.by_name:
+                stdio[number] = self._pipe(streams.by_name.pop(name), number == 0)
+                theirs.append(stdio[number])
 
     def _pipe(self, stream: Stream, is_input: bool) -> int:
         """A pipe whose one end is ours; returns the process's."""

@@ -13,6 +13,10 @@ import struct
 
 from casemate.agent.system import syscall
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 PROG_LOAD, LINK_CREATE = 5, 28
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 INET4_CONNECT, UDP4_SENDMSG, UDP4_RECVMSG = 10, 14, 19
@@ -21,14 +25,15 @@ USER_IP4, USER_PORT = 4, 24
 
 # Instructions (Documentation/bpf/standardization/instruction-set.rst in the kernel): code, registers, offset, number.
 _LOAD_WORD, _STORE_WORD = 0x61, 0x63
-_JUMP_NOT_EQUAL, _MOVE_NUMBER, _EXIT = 0x55, 0xB7, 0x95
+_JUMP_NOT_EQUAL, MOVE_NUMBER, BPF_EXIT = 0x55, 0xB7, 0x95
 
 
 class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]  # cannot be subscripted
     _type_ = "c"
 
 
-def _instruction(code: int, to: int, of: int, offset: int, number: int) -> bytes:
+def instruction(code: int, to: int, of: int, offset: int, number: int) -> bytes:
+    """One instruction: its code, the registers, the offset and the number in it."""
     return struct.pack("=BBhI", code, to | of << 4, offset, number)
 
 
@@ -42,22 +47,26 @@ def program(pairs: list[tuple[bytes, int, int]]) -> bytes:
     for address, old, new in pairs:
         ip, port, other = (int.from_bytes(word, "little" if _LITTLE else "big") for word in
                            (address, old.to_bytes(2, "big"), new.to_bytes(2, "big")))  # fmt: skip
-        code += _instruction(_LOAD_WORD, 2, 1, USER_IP4, 0)
-        code += _instruction(_JUMP_NOT_EQUAL, 2, 0, 4, ip)
-        code += _instruction(_LOAD_WORD, 2, 1, USER_PORT, 0)
-        code += _instruction(_JUMP_NOT_EQUAL, 2, 0, 2, port)
-        code += _instruction(_MOVE_NUMBER, 2, 0, 0, other)
-        code += _instruction(_STORE_WORD, 1, 2, USER_PORT, 0)
-    return code + _instruction(_MOVE_NUMBER, 0, 0, 0, 1) + _instruction(_EXIT, 0, 0, 0, 0)
+        code += instruction(_LOAD_WORD, 2, 1, USER_IP4, 0)
+        code += instruction(_JUMP_NOT_EQUAL, 2, 0, 4, ip)
+        code += instruction(_LOAD_WORD, 2, 1, USER_PORT, 0)
+        code += instruction(_JUMP_NOT_EQUAL, 2, 0, 2, port)
+        code += instruction(MOVE_NUMBER, 2, 0, 0, other)
+        code += instruction(_STORE_WORD, 1, 2, USER_PORT, 0)
+    return code + instruction(MOVE_NUMBER, 0, 0, 0, 1) + instruction(BPF_EXIT, 0, 0, 0, 0)
 
 
 _LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 
+def bytes_at(data: bytes) -> Any:
+    """A copy of bytes that has an address (``_ctypes.addressof``)."""
+    return (_Char * len(data)).from_buffer_copy(data)
+
+
 def _load(code: bytes, kind: int) -> int:
     """A program in the kernel, which refuses one that is not safe; its descriptor."""
-    instructions = (_Char * len(code)).from_buffer_copy(code)
-    licence = (_Char * 4).from_buffer_copy(b"GPL\0")
+    instructions, licence = bytes_at(code), bytes_at(b"GPL\0")
     # union bpf_attr for BPF_PROG_LOAD, up to expected_attach_type; no log, no name.
     attributes = struct.pack(
         "=IIQQIIQII16sII",

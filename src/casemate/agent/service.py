@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from time import monotonic
 
-from casemate.agent import machine, marks, system
+from casemate.agent import late, machine, marks, system
 from casemate.agent.cgroup import PARENT
 from casemate.agent.container import Container, Places, let_go
 from casemate.agent.process import Process, Streams
@@ -59,13 +59,16 @@ class Service:
             "process.signal": self._signal,
             "process.resize": self._resize,
             "sandbox.prepare": self._prepare,
+            "sandbox.blank": self._blank,
             "sandbox.grow": self._grow,
-            "sandbox.info": lambda params: machine.info(),
+            "sandbox.info": lambda params: machine.info(identity=params.get("identity") is not False),
             "sandbox.boot": lambda params: {**marks.tell(params.get("log") is True), **machine.memory()},
             "sandbox.ping": lambda params: {},
             "sandbox.network": self._network,
             "sandbox.dns": self._dns,
             "sandbox.connect": self._connect,
+            "sandbox.detach": self._detach,
+            "sandbox.rest": self._rest,
             "sandbox.refresh": self._refresh,
             "sandbox.shutdown": self._shutdown,
         }
@@ -114,6 +117,8 @@ class Service:
             identifier = get_id(params, "id")
             if params.get("sandbox") is not None:
                 machine.setup(get_dict(params, "sandbox"))
+            else:
+                late.listen()  # the host may have plugged in more for this one
             assert self.link is not None
             with self._lock:
                 for name in [n for n, c in self._containers.items() if c.ended.is_set()]:
@@ -127,7 +132,10 @@ class Service:
                     identifier, self._counter, self._places, self._reaper, self.link, self._all_containers
                 )
                 self._containers[identifier] = container
-            return self._started(container.make(params, streams, run))
+            reply = self._started(container.make(params, streams, run))
+            if params.get("info") is True:
+                reply.result["guest"] = machine.info()
+            return reply
         finally:
             streams.close()
 
@@ -178,6 +186,7 @@ class Service:
         return {}
 
     def _delete(self, params: dict[str, Any]) -> dict[str, Any]:
+        late.listen()
         identifier = get_id(params, "id")
         with self._lock:
             container = self._containers.get(identifier)
@@ -196,6 +205,7 @@ class Service:
         return {}
 
     def _network(self, params: dict[str, Any]) -> dict[str, Any]:
+        late.listen()
         machine.apply_network(params)
         return {}
 
@@ -220,15 +230,35 @@ class Service:
         return {}
 
     def _prepare(self, params: dict[str, Any]) -> dict[str, Any]:
-        from casemate.agent import late  # here, because most guests are not saved
-
         late.prepare(self._places.crun[0], self._reaper.run_program)
+        machine.apply_network({})
+        machine.settle()
+        if params.get("spec") is not None:
+            self._blank(params)
+        late.settle()
+        return {}
+
+    def _blank(self, params: dict[str, Any]) -> dict[str, Any]:
+        from casemate.agent import blank  # here, because most guests are not saved
+
+        blank.make(self._reaper, self._places.cgroups, get_dict(params, "spec"))
+        self._places.blank = blank.take
         return {}
 
     def _grow(self, params: dict[str, Any]) -> dict[str, Any]:
-        from casemate.agent import late  # here, because most guests have all of their memory from the start
-
         late.wait_for_memory(get_int(params, "grown", 0, late.MAX_GROWN_MIB))
+        return {}
+
+    def _detach(self, params: dict[str, Any]) -> dict[str, Any]:
+        from casemate.agent import guest  # here, because tests serve without a guest
+
+        late.detach(guest.unmount_share)
+        return {}
+
+    def _rest(self, params: dict[str, Any]) -> dict[str, Any]:
+        late.rest()
+        system.forget_names()
+        late.settle()
         return {}
 
     def _refresh(self, params: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import stat
 import struct
 from _signal import SIG_IGN, SIGINT, SIGKILL, SIGPIPE, SIGXFSZ  # type: ignore[import-not-found]  # signal imports enum
 
+from casemate.protocol import threads
 from casemate.protocol.wire import RequestFailed
 
 TYPE_CHECKING = False
@@ -23,9 +24,15 @@ RB_POWER_OFF = 0x4321FEDC
 SYS_OPENAT2 = 437  # the same number on every architecture, being younger than their common table
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 SYSCALLS = {
-    "x86_64": {"init_module": 175, "ioprio_set": 251, "bpf": 321},
-    "aarch64": {"init_module": 105, "ioprio_set": 30, "bpf": 280},
-}
+    "x86_64": {
+        "init_module": 175, "ioprio_set": 251, "bpf": 321, "capset": 126, "pivot_root": 155, "keyctl": 250,
+        "unshare": 272, "seccomp": 317,
+    },
+    "aarch64": {
+        "init_module": 105, "ioprio_set": 30, "bpf": 280, "capset": 91, "pivot_root": 41, "keyctl": 219, "unshare": 97,
+        "seccomp": 277,
+    },
+}  # fmt: skip
 """Numbers of system calls that the C library has no function for, by architecture."""
 ADDR_NO_RANDOMIZE = 0x0040000
 MAX_LINE = 1000
@@ -56,6 +63,7 @@ _mount = _IntFunction(_ctypes.dlsym(_handle, "mount"))
 _umount2 = _IntFunction(_ctypes.dlsym(_handle, "umount2"))
 _reboot = _IntFunction(_ctypes.dlsym(_handle, "reboot"))
 _personality = _IntFunction(_ctypes.dlsym(_handle, "personality"))
+_prctl = _IntFunction(_ctypes.dlsym(_handle, "prctl"))
 _syscall = _LongFunction(_ctypes.dlsym(_handle, "syscall"))
 
 
@@ -67,13 +75,15 @@ def _checked(result: int, what: str) -> int:
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
-    """mount(2).
+    """mount(2); a source or type that is empty is none.
 
     Raises:
         OSError: it was refused; ``filename`` is the target.
     """
-    words = [word.encode() for word in (source, target, kind)]
-    _checked(_mount(words[0], words[1], words[2], _Long(flags), data.encode() or None), target)
+    _checked(
+        _mount(source.encode() or None, target.encode(), kind.encode() or None, _Long(flags), data.encode() or None),
+        target,
+    )
 
 
 def unmount(target: str) -> bool:
@@ -100,6 +110,11 @@ def personality(value: int) -> int:
         OSError: it was refused.
     """
     return _checked(_personality(_Long(value)), "personality")
+
+
+def prctl(option: int, value: int = 0, further: int = 0) -> int:
+    """prctl(2). Raises OSError."""
+    return _checked(_prctl(option, _Long(value), _Long(further), _Long(0), _Long(0)), "prctl")
 
 
 def syscall(name: str, *arguments: int | bytes) -> int:
@@ -168,6 +183,22 @@ def log(message: str) -> None:
         return
 
 
+def make_directory(path: str, mode: int, *, exist_ok: bool = False) -> None:
+    """mkdir(2); what is above is made too, where it is missing. Raises OSError."""
+    try:
+        os.mkdir(path, mode)  # os.makedirs() looks at all that is above first
+    except FileNotFoundError:
+        os.makedirs(path, mode)
+    except FileExistsError:
+        if not exist_ok:
+            raise
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
 def read_text(path: str, limit: int = 65536) -> str:
     """The beginning of a small file, such as those of /proc; an empty string where it cannot be read."""
     try:
@@ -216,6 +247,21 @@ def write_text(path: str, content: str, mode: int = 0o600, *, create: bool = Fal
             os.fchmod(fd, mode)
     finally:
         os.close(fd)
+
+
+def sync(timeout: float) -> bool:
+    """Have the kernel write back what it has not yet (sync(2)); whether that was done within ``timeout`` seconds."""
+    done = threads.Event()
+
+    def run() -> None:
+        os.sync()
+        done.set()
+
+    try:
+        threads.start(run)
+    except RuntimeError:  # there can be no more threads for the moment
+        return False
+    return done.wait(timeout)
 
 
 def forget_names() -> None:

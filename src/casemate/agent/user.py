@@ -13,7 +13,9 @@ from casemate.protocol.wire import RequestFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Root = int | Callable[[str], bytes]
 
 MAX_FILE = 1024 * 1024
 MAX_GROUPS = 1024
@@ -32,11 +34,11 @@ class User:
         self.home = home
 
 
-def resolve(root: int, wanted: str) -> User:
+def resolve(root: Root, wanted: str) -> User:
     """Find a user in a container.
 
     Arguments:
-        root: a descriptor of the container's root directory.
+        root: a descriptor of the container's root directory, or what gives the text of a file in it (empty: none).
         wanted: ``name``, ``uid``, either with ``:group`` or ``:gid``; empty means root.
 
     Raises:
@@ -46,9 +48,7 @@ def resolve(root: int, wanted: str) -> User:
     if colon and not group or ":" in group:
         raise RequestFailed("bad-user", f"the user {wanted[:100]!r} is not of the form user[:group]")
     number = _number(name or "0", "user")
-    entry = next((e for e in _passwd(root) if e[0] == name), None)
-    if entry is None and number is not None:
-        entry = next((e for e in _passwd(root) if e[1] == number), None)
+    entry = _entry(root, name, number)
     if entry is None:
         if number is None:
             raise RequestFailed("bad-user", f"the container has no user {name[:100]!r}: give a number or another name")
@@ -62,6 +62,23 @@ def resolve(root: int, wanted: str) -> User:
     return User(uid, gid, groups, home or "/")
 
 
+def home(root: Root, uid: int) -> str:
+    """The home directory of a user by its number; ``/`` where it has none."""
+    entry = _entry(root, str(uid), uid)
+    return (entry[3] if entry is not None else "") or "/"
+
+
+def _entry(root: Root, name: str, number: int | None) -> tuple[str, int, int, str] | None:
+    """The line of a user, by its name if there is one, else by its number."""
+    by_number = None
+    for entry in _passwd(root):
+        if entry[0] == name:
+            return entry
+        if by_number is None and entry[1] == number:
+            by_number = entry
+    return by_number
+
+
 def _number(word: str, what: str) -> int | None:
     if not (word.isascii() and word.isdigit()):
         return None
@@ -70,7 +87,7 @@ def _number(word: str, what: str) -> int | None:
     return int(word)
 
 
-def _group(root: int, wanted: str) -> int:
+def _group(root: Root, wanted: str) -> int:
     number = _number(wanted, "group")
     for name, gid, _ in _groups(root):
         if name == wanted:
@@ -80,7 +97,7 @@ def _group(root: int, wanted: str) -> int:
     return number
 
 
-def _passwd(root: int) -> Iterator[tuple[str, int, int, str]]:
+def _passwd(root: Root) -> Iterator[tuple[str, int, int, str]]:
     for fields in _lines(root, "etc/passwd", 7):
         try:
             yield fields[0], _id(fields[2]), _id(fields[3]), fields[5]
@@ -88,7 +105,7 @@ def _passwd(root: int) -> Iterator[tuple[str, int, int, str]]:
             continue
 
 
-def _groups(root: int) -> Iterator[tuple[str, int, list[str]]]:
+def _groups(root: Root) -> Iterator[tuple[str, int, list[str]]]:
     for fields in _lines(root, "etc/group", 4):
         try:
             yield fields[0], _id(fields[2]), fields[3].split(",")
@@ -102,7 +119,7 @@ def _id(word: str) -> int:
     return int(word)
 
 
-def _lines(root: int, path: str, fields: int) -> Iterator[list[str]]:
+def _lines(root: Root, path: str, fields: int) -> Iterator[list[str]]:
     """Lines of a file of the container that have the right number of fields; the file is hostile."""
     data, start = _read(root, path), 0
     while start < len(data):  # one line at a time: all at once would take many times the file's size of memory
@@ -113,7 +130,9 @@ def _lines(root: int, path: str, fields: int) -> Iterator[list[str]]:
             yield line.decode("utf-8", "replace").split(":")
 
 
-def _read(root: int, path: str) -> bytes:
+def _read(root: Root, path: str) -> bytes:
+    if not isinstance(root, int):
+        return root(path)[:MAX_FILE]
     try:
         fd = open_regular(root, path)
     except OSError:

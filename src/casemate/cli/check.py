@@ -68,9 +68,27 @@ def findings(config: Config) -> list[Finding]:
     from casemate.host import check
 
     return [
-        *check.check(config), *_vmm(config), *_programs(), *_guest(config), _space("disk space", config.root),
-        _space("run space", config.run), _containers(config),
+        *check.check(config), *_vmm(config), *_programs(), *_guest(config), _sentry(config),
+        _space("disk space", config.root), _space("run space", config.run), _containers(config),
     ]  # fmt: skip
+
+
+def _sentry(config: Config) -> Finding:
+    """By which platform the sentry would serve. Its system call numbers and registers are those of x86-64."""
+    from casemate.config import machine
+
+    if machine() != "x86_64":
+        return _finding("sentry", False, False, f"not there for {machine()}", "use the vm wall")
+    from casemate.sentry.platform import notify
+
+    chosen = config.sentry_platform
+    if chosen == "auto":
+        chosen = "notify" if notify.available() else "ptrace"
+    if chosen == "ptrace":
+        how = ", the slower one"
+    else:
+        how = "" if chosen == "notify" and notify.NATIVE is not None else ", all of it in Python"
+    return _finding("sentry", True, False, f"serves system calls by {chosen}{how}")
 
 
 def _finding(name: str, ok: bool, required: bool, detail: str, fix: str = "") -> Finding:
@@ -84,8 +102,8 @@ def _of_error(name: str, error: CasemateError, required: bool = True) -> Finding
 
 
 def _vmm(config: Config) -> Iterator[Finding]:
-    from casemate.vm.hypervisor import launch
     from casemate.vm.hypervisor.qemu import PACKAGE
+    from casemate.wall import launch
 
     missing = False
     for name, program, package in (
@@ -116,6 +134,26 @@ def _vmm(config: Config) -> Iterator[Finding]:
     slow = choice.accelerator is Accelerator.TCG and config.accelerator != "tcg"
     fix = "guests run several times slower; use a machine with working KVM" if slow else ""
     yield _finding("accelerator", not slow, False, f"{choice.accelerator.value}: {choice.reason}", fix)
+    if choice.accelerator is Accelerator.TCG:
+        yield _twins(config)
+
+
+def _twins(config: Config) -> Finding:
+    """Whether emulated machines are copies of one that stands still."""
+    from casemate.config import machine
+    from casemate.vm import twins
+    from casemate.vm.hypervisor import twin
+
+    if not config.twins_wanted or machine() != twin.ARCHITECTURE:
+        return _finding("twins", True, False, f"not there for {machine()}" if config.twins_wanted else "off")
+    if not twin.available():
+        fix = "starts take several times longer: apt install gcc libc6-dev, then scripts/native"
+        return _finding("twins", False, False, "the library that QEMU is copied by is not built", fix)
+    failed = twins.failures(config)
+    if failed:
+        return _finding("twins", False, False, failed[0], "starts take longer; it is tried again an hour later")
+    ready = [f"{holder.kind.memory_mib} MiB" for holder in twins.holders(config) if holder.ready]
+    return _finding("twins", True, False, f"ready: {', '.join(ready)}" if ready else "made with the next start")
 
 
 def _kvm_device() -> Finding:

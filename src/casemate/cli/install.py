@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from casemate.cli.parser import Parser
     from casemate.config import Config
 
-USAGE = "[OPTIONS] docker|podman|containerd|ksm"
+USAGE = "[OPTIONS] docker|podman|containerd|ksm|pool"
 ROOT = False
-ENGINES = ("docker", "podman", "containerd", "ksm")
-"""The last is no engine but the throttler's unit: what is written and taken back is a file there, too."""
+ENGINES = ("docker", "podman", "containerd", "ksm", "pool")
+"""The last two are no engines but units of systemd: what is written and taken back is a file there, too."""
 LINKS = Path("/usr/local/bin")
 
 

@@ -7,10 +7,12 @@ import sys
 from typing import Any
 
 from casemate.errors import CasemateError, HostError, UsageError
+from casemate.programs import settle
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module in casemate.cli, one line for the overview)
     "run": ("run", "Run a command in a new container behind its own kernel"),
+    "do": ("do", "Run a command of this machine behind the sentry, its writes thrown away"),
     "exec": ("exec", "Run a further command in a running container"),
     "ps": ("ps", "List containers"),
     "logs": ("logs", "Show what a container wrote"),
@@ -28,8 +30,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rmi": ("rmi", "Remove images"),
     "guest": ("guest", "Build, list and inspect guest bundles and minimal kernels"),
     "boot-chart": ("boot_chart", "Show where the time of a start goes, from the VMM to the end of a container"),
+    "pool": ("pool", "Keep sandboxes ready, so that a start need not wait for one"),
     "ksm": ("ksm", "Have equal memory of machines merged, most of it soon after each start"),
     "template": ("templates", "Make, list, check and remove saved guests that machines start from"),
+    "sentry": ("sentry", "Show what the sentry serves, and what that of a container knows of its processes"),
     "install": ("install", "Make Docker, Podman, containerd or systemd know casemate, or take that back"),
     "check": ("check", "Tell whether this machine is ready, and what to do if not"),
     "env": ("env", "Show the configuration in force and where it comes from"),
@@ -91,17 +95,23 @@ def _dispatch(words: list[str]) -> int:
         raise _unknown(first)
     import importlib
 
-    from casemate.cli.parser import Parser, reorder
+    from casemate.cli import plain
 
     module: Any = importlib.import_module(f"casemate.cli.{COMMANDS[first][0]}")
-    parser = Parser(first, module.USAGE, getattr(module, "SUMMARY", COMMANDS[first][1]))
-    module.declare(parser)
-    args = parser.parse_args(reorder(parser, rest))
+    args: Any = plain.parse(module.declare, rest)
+    if args is None:
+        from casemate.cli.parser import Parser, reorder
+
+        parser = Parser(first, module.USAGE, getattr(module, "SUMMARY", COMMANDS[first][1]))
+        module.declare(parser)
+        args = parser.parse_args(reorder(parser, rest))
     if getattr(module, "ROOT", True) and os.geteuid() != 0:
         raise HostError(f"casemate {first} needs root", f"try: sudo casemate {first} ...")
     from casemate.config import load
 
-    status: int = module.run(load(), args)
+    config = load()
+    settle()
+    status: int = module.run(config, args)
     return status
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import sys
 from typing import Any, NoReturn
 
 from casemate.errors import UsageError
@@ -10,7 +13,18 @@ from casemate.errors import UsageError
 
 class _Help(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34)
+        # The width is found out here, because argparse imports shutil for it whenever an option is declared.
+        super().__init__(prog, max_help_position=34, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """Of the terminal, as :func:`shutil.get_terminal_size` has it."""
+    with contextlib.suppress(ValueError):
+        if (columns := int(os.environ.get("COLUMNS", "0"))) > 0:
+            return columns
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    return 80
 
 
 class Parser(argparse.ArgumentParser):

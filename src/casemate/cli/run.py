@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from casemate import ids
 from casemate.cli import attach, common, output, values
+from casemate.config import WALLS
 from casemate.errors import CasemateError, ContainerError, HostError, ImageNotFound, NameInUse, UsageError
 from casemate.oci import spec
+from casemate.pool import client as pool
 
 if TYPE_CHECKING:
     from casemate.cli.parser import Parser
     from casemate.config import Config
-    from casemate.keeper.store import Container
+    from casemate.keeper.store import Container, Store
     from casemate.oci.store import Image
+    from casemate.pool.client import Taken
 
 SUMMARY = "Run a command in a new container behind its own kernel"
 USAGE = "[OPTIONS] IMAGE [COMMAND [ARG...]]"
 DEFAULT_STOP_SIGNAL = 15
+STARTING = {"vm": "starting the virtual machine", "sentry": "starting the sentry"}
 NAME_ATTEMPTS = 32
 
 
@@ -47,7 +51,8 @@ def declare(parser: Parser) -> None:
     parser.value("--pids-limit", metavar="NUMBER", help="how many processes and threads there may be")
     parser.values("--ulimit", metavar="NAME=SOFT[:HARD]", help="a resource limit of every process")
     parser.values("--sysctl", metavar="NAME=VALUE", help="a kernel setting of the container")
-    parser.value("--network", "--net", metavar="KIND", default="nat", help="nat (default) or none")
+    parser.value("--wall", metavar="WALL", default="", help="vm (a virtual machine) or sentry (a kernel in user space)")
+    parser.value("--network", "--net", metavar="KIND", default="", help="nat (default), none, or with the sentry host")
     parser.values("-p", "--publish", metavar="[IP:][HOST:]CTR[/udp]", help="a port of this machine for one inside")
     parser.values("--dns", metavar="ADDRESS", help="a name server")
     parser.values("--cap-add", metavar="CAP", help="a capability more; ALL for every one")
@@ -78,7 +83,7 @@ def run(config: Config, args: Any) -> int:
         settings["stop_signal"] = settings["stop_signal"] or _image_stop_signal(image)
         settings["user"] = settings["user"] or image.config.user
         settings["labels"] = {**image.config.labels, **settings["labels"]}
-        from casemate.keeper.client import launch
+        from casemate.keeper.client import hand_over, launch
 
         size = attach.terminal_size() if args.tty else None
         stdio = (None, None, None) if args.detach else attach.stdio(args.interactive)
@@ -87,18 +92,26 @@ def run(config: Config, args: Any) -> int:
             blocked.enter_context(attach.blocked())
             with common.images(config).hold():  # nobody removes the image before the container is on record
                 image = common.images(config).resolve(image.id)
-                container = _create(store, image, args, wishes, settings)
+                container, taken, trees = _create(store, image, args, wishes, settings)
             held = blocked.pop_all()
         try:
             held.close()
             with (
                 attach.interruptible(lambda: not args.detach and _runs(container)) as kept,
-                output.progress("starting the virtual machine"),
+                output.progress(STARTING[settings["wall"]]),
             ):
-                session = launch(config, container, stdio, size=size)
+                if taken is None:
+                    session = launch(config, container, stdio, size=size)
+                else:
+                    session = hand_over(config, container, taken.connection, stdio, size=size, volumes=trees)
         except BaseException:
+            if taken is not None:
+                taken.close()
             _discard(container)
             raise
+        finally:
+            for fd in trees:
+                os.close(fd)
     if args.detach:
         session.close()
         print(container.id)
@@ -178,18 +191,30 @@ def _security(options: list[str]) -> tuple[bool, bool, str | None]:
 
 
 def _settings(config: Config, args: Any) -> dict[str, Any]:
-    if args.network != "nat" and values.network(args.network) == "none" and args.publish:
-        raise UsageError("-p needs a network", "leave out --network none")
+    wall, network = _wall(config, args)
+    if network != "nat" and args.publish:
+        raise UsageError("-p needs a network", f"leave out --network {network}")
     return {
+        "wall": wall,
         "name": ids.check_name(args.name) if args.name is not None else "",
         "user": values.user(args.user) if args.user else "",
         "memory_mib": values.memory(args.memory, config.memory_minimum) if args.memory is not None else None,
-        "network": values.network(args.network),
+        "network": network,
         "ports": values.ports(args.publish),
         "dns": tuple(values.address(value, "--dns") for value in args.dns),
         "labels": values.labels(args.label),
         "stop_signal": values.signal(args.stop_signal) if args.stop_signal else 0,
     }
+
+
+def _wall(config: Config, args: Any) -> tuple[str, str]:
+    """Which wall, and which of its networks."""
+    wall = args.wall or config.wall
+    if wall not in WALLS:
+        raise UsageError(f"no wall {wall!r}", f"choose {' or '.join(WALLS)}")
+    if wall == "sentry" and args.network == "host":
+        return wall, "host"
+    return wall, values.network(args.network or "nat")
 
 
 def _look_for_name_servers() -> None:
@@ -227,30 +252,64 @@ def find_image(config: Config, reference: str, when: str) -> Image:
         return images.pull(reference, steps)
 
 
-def _create(store: Any, image: Image, args: Any, wishes: spec.Wishes, settings: dict[str, Any]) -> Container:
-    from dataclasses import replace
-
-    from casemate.cli.names import make_up
-    from casemate.config import machine
-    from casemate.keeper.store import ContainerSpec
-
-    identifier = ids.new_id()
-    wishes = replace(wishes, hostname=wishes.hostname or ids.short(identifier))
-    oci = spec.build(image.config, wishes, machine())
+def _create(
+    store: Store, image: Image, args: Any, wishes: spec.Wishes, settings: dict[str, Any]
+) -> tuple[Container, Taken | None, list[int]]:
+    """Make the container; with it the member of the pool that is to be its keeper, if there is one, and a detached
+    tree for each of its volumes then.
+    """
     for volume in wishes.volumes:
         _make_source(volume.source)
+    if settings["wall"] == "vm" and pool.socket_path(store.config).exists():
+        # A member that is given up is lost: what stands in the way is better found before one is taken.
+        if settings["name"]:
+            store.check_name(settings["name"])
+        _build(image, wishes, ids.new_id())
+        trees = pool.open_trees([volume.source for volume in wishes.volumes])
+        taken = None
+        try:
+            taken = pool.take(store.config, settings["memory_mib"], wishes.cpus, len(trees))
+            if taken is not None:
+                return _make(store, image, args, wishes, settings, taken), taken, trees
+        except FileNotFoundError:  # it has died meanwhile, and somebody has cleaned up after it
+            pass
+        except BaseException:
+            pool.let_go(taken, trees)
+            raise
+        pool.let_go(taken, trees)
+    return _make(store, image, args, wishes, settings, None), None, []
+
+
+def _build(image: Image, wishes: spec.Wishes, identifier: str) -> tuple[str, dict[str, Any]]:
+    """The host name and the runtime specification of a container."""
+    from dataclasses import replace
+
+    from casemate.config import machine
+
+    wishes = replace(wishes, hostname=wishes.hostname or ids.short(identifier))
+    return wishes.hostname, spec.build(image.config, wishes, machine())
+
+
+def _make(
+    store: Store, image: Image, args: Any, wishes: spec.Wishes, settings: dict[str, Any], taken: Taken | None
+) -> Container:
+    from casemate.cli.names import make_up
+    from casemate.keeper.store import ContainerSpec
+
+    identifier = ids.new_id() if taken is None else taken.id
+    hostname, oci = _build(image, wishes, identifier)
+    settings = dict(settings)
     chosen = settings.pop("name")
     for attempt in range(NAME_ATTEMPTS):
         name = chosen or make_up(identifier, attempt)
         container_spec = ContainerSpec(
             id=identifier, name=name, image=args.image, image_id=image.id,
-            layers=tuple(str(layer) for layer in image.layers), oci=oci, hostname=wishes.hostname, tty=args.tty,
+            layers=tuple(str(layer) for layer in image.layers), oci=oci, hostname=hostname, tty=args.tty,
             open_stdin=args.interactive, detach=args.detach, remove=args.rm, cpus=wishes.cpus, pids=wishes.pids,
             created=time.time(), command=tuple(oci["process"]["args"]), **settings,
         )  # fmt: skip
         try:
-            container: Container = store.create(container_spec)
-            return container
+            return store.create(container_spec, None if taken is None else taken.path)
         except NameInUse:
             if chosen:
                 raise

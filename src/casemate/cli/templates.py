@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from casemate import ids
@@ -11,13 +10,16 @@ from casemate.config import TEMPLATE_MIB
 from casemate.errors import TemplateError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casemate.cli.parser import Parser
     from casemate.config import Config
     from casemate.vm.template.store import Template
+    from casemate.vm.twins import Holder
 
 USAGE = "create [--memory SIZE] [--cpus N] | list | verify [TEMPLATE...] | rm TEMPLATE..."
 ACTIONS = ("create", "list", "verify", "rm")
-HEAD = ("TEMPLATE", "GUEST", "KERNEL", "ACCELERATOR", "MEMORY", "CPUS", "SIZE")
+HEAD = ("TEMPLATE", "GUEST", "KERNEL", "ACCELERATOR", "MEMORY", "CPUS", "SIZE", "ORIGINALS")
 
 
 def declare(parser: Parser) -> None:
@@ -36,14 +38,20 @@ def run(config: Config, args: Any) -> int:
         raise UsageError(f"unexpected argument {args.templates[0]!r}", "see: casemate template --help")
     if (args.memory or args.cpus) and args.action != "create":
         raise UsageError("--memory and --cpus are for create", "see: casemate template --help")
-    from casemate.vm.template import store
+    from casemate.vm import twins
+    from casemate.vm.template import background, store
 
     if args.action == "create":
         print(_create(config, args).key)
     elif args.action == "list":
-        print(output.table(HEAD, [_row(template) for template in store.list_all(config.root)]))
+        holders = twins.holders(config)
+        print(output.table(HEAD, [_row(template, holders) for template in store.list_all(config.root)]))
         for path, problem in store.damaged(config.root):
             output.error(TemplateError(problem, f"remove it: casemate template rm {path.name[:12]}"))
+        for whom, problem in background.failures(config.run):
+            output.error(TemplateError(f"none for {whom}: {problem}", "try again: casemate template create"))
+        for problem in twins.failures(config):
+            output.error(TemplateError(f"no machine to be copied: {problem}", "'casemate check' may know more"))
     elif args.action == "verify":
         from casemate.cli.common import each
 
@@ -58,12 +66,17 @@ def run(config: Config, args: Any) -> int:
     return 0
 
 
-def _row(template: Template) -> list[str]:
+def _row(template: Template, holders: Sequence[Holder]) -> list[str]:
     manifest = template.manifest
+    originals = [
+        f"{holder.kind.memory_mib} MiB{'' if holder.ready else ' (comes up)'}"
+        for holder in holders
+        if holder.kind.key == template.key
+    ]
     return [
         ids.short(template.key), ids.short(str(manifest["bundle"])), str(manifest["kernel_release"]),
         str(manifest["accelerator"]), f"up to {TEMPLATE_MIB + manifest['growth_mib']} MiB", str(manifest["vcpus"]),
-        output.size(template.size()),
+        output.size(template.size()), ", ".join(originals) or "-",
     ]  # fmt: skip
 
 
@@ -88,44 +101,27 @@ def _verify(config: Config, name: str) -> None:
 
 
 def _remove(config: Config, name: str) -> None:
+    from casemate.vm import twins
     from casemate.vm.guest.lock import locked
     from casemate.vm.template import store
 
     path = _find(config, name)
     with locked(store.home(config.root)):
         store.remove(path)
+    twins.end(config, path.name)
     print(ids.short(path.name))
 
 
 def _create(config: Config, args: Any) -> Template:
     import time
 
-    from casemate.host import network, uids
-    from casemate.vm import guest
-    from casemate.vm.hypervisor import base, drivers, probe
-    from casemate.vm.template import class_of, largest_mib, making
+    from casemate.vm.template import background
 
     memory = values.memory(args.memory, config.memory_minimum) if args.memory else config.memory
     vcpus = -int(-values.cpus(args.cpus) // 1) if args.cpus else config.vcpus
     begin = time.monotonic()
-    identifier = ids.new_id()
-    netns = network.isolated()
-    try:
-        with output.Steps() as steps:
-            bundle = guest.find(config.root, config.guest)
-            kind = class_of(probe.choose(config).accelerator, memory, vcpus)
-            if kind is None:
-                raise UsageError(
-                    f"no template is for {memory} MiB of memory", f"from {TEMPLATE_MIB}m to {largest_mib()}m"
-                )
-            uid = uids.lease(identifier, config)
-            made = making.make(
-                config, bundle, kind, base.Confinement(uid=uid, gid=uid, netns_fd=netns), drivers.driver(config), steps,
-                wait=True,
-            )  # fmt: skip
-            assert made is not None  # it was waited for
-            steps(f"template {ids.short(made.key)}: {output.size(made.size())}, {time.monotonic() - begin:.1f} s")
-            return made
-    finally:
-        os.close(netns)
-        uids.release(identifier, config)
+    with output.Steps() as steps:
+        made = background.make(config, memory, vcpus, steps, wait=True)
+        assert made is not None  # it was waited for
+        steps(f"template {ids.short(made.key)}: {output.size(made.size())}, {time.monotonic() - begin:.1f} s")
+        return made

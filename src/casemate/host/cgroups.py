@@ -180,6 +180,20 @@ class Cgroup:
         for name in names:
             self._write("memory", name, str(memory), optional="memsw" in name)
 
+    def weigh(self, *, idle: bool) -> None:
+        """Set what share of the processors the group gets where others want them too: the usual one, or little.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
+        if "cpu" not in self.directories:
+            return
+        name, usual, least = ("cpu.weight", 100, 25) if self._is_new("cpu") else ("cpu.shares", 1024, 256)
+        try:
+            self._write("cpu", name, str(least if idle else usual))
+        except OSError as error:
+            raise HostError(f"cannot weigh control group {self.parent}/{self.name}: {error.strerror}") from None
+
     def procs_files(self) -> tuple[Path, ...]:
         """The files that a process writes ``0`` to so as to join the group, one for each hierarchy."""
         return tuple(directory / "cgroup.procs" for directory in self._distinct())

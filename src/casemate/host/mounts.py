@@ -69,6 +69,28 @@ def bind(
         os.close(tree)
 
 
+def attach(tree: int, target: Place, *, read_only: bool = False) -> None:
+    """Put a detached tree (``open_tree(2)`` with OPEN_TREE_CLONE) in its place, on every mount of it.
+
+    Arguments:
+        tree: stays the caller's.
+        target: a path, of the same kind, directory or not.
+
+    Raises:
+        HostError: the kernel refuses.
+    """
+    try:
+        # A mount of the host's that is shared must not hear of what is done here: taking the tree down would take down
+        # what is mounted in the original too. Mounts that the host makes there still appear, where they did before.
+        syscalls.mount_setattr(
+            tree, "", syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE,
+            set_=syscalls.MOUNT_ATTR_RDONLY if read_only else 0, propagation=syscalls.MS_SLAVE,
+        )  # fmt: skip
+        syscalls.move_mount(tree, "", syscalls.AT_FDCWD, _path(target), syscalls.MOVE_MOUNT_F_EMPTY_PATH)
+    except OSError as error:
+        raise _error(f"cannot attach a tree at {_name(target)}", error) from None
+
+
 def overlay(lower: Sequence[Path], upper: Path | None, work: Path | None, target: Place) -> None:
     """Mount the union of ``lower`` (bottom first, as image layers are listed) and ``upper`` on ``target``.
 

@@ -44,7 +44,8 @@ class SandboxNet:
 
     netns_fd: int
     tap_fd: int
-    """A tap with the virtio-net header (IFF_VNET_HDR), one queue, for the VMM to set offloads on as the guest can."""
+    """A tap with the virtio-net header (IFF_VNET_HDR), one queue, for the VMM to set offloads on as the guest can; -1
+    where the address is the namespace's own."""
     mac: str
     """The guest interface's address."""
     address: str
@@ -64,13 +65,14 @@ def mac_of(id: str) -> str:
     return "02:" + ":".join(id[start : start + 2] for start in range(10, 20, 2))
 
 
-def setup(id: str, config: Config, ports: Sequence[PortMap] = ()) -> SandboxNet:
+def setup(id: str, config: Config, ports: Sequence[PortMap] = (), *, carried: bool = True) -> SandboxNet:
     """Make the sandbox's network.
 
     Arguments:
         id: the sandbox's id.
         ports: what to publish, with every host port known and held by the caller's
             :class:`~casemate.host.ports.PortProxy` (``proxy.ports``).
+        carried: to a guest, by a tap; else the namespace itself has the address, for sockets in it.
 
     Raises:
         NetworkError, HostError: it cannot be made; nothing is left then.
@@ -81,15 +83,13 @@ def setup(id: str, config: Config, ports: Sequence[PortMap] = ()) -> SandboxNet:
     netns = tap = -1
     try:
         address = ipam.lease(id, config)
-        if ports:
-            record = _record(id, config)
-            record.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-            record.write_text(address)
-        firewall.prepare(config.network, address, ports)
+        publish(id, config, address, ports)
         netns = namespaces.new_netns()
-        tap = namespaces.in_netns(netns, _open_tap)
+        if carried:
+            tap = namespaces.in_netns(netns, _open_tap)
         _make_link(id, config, address, netns)
-        namespaces.in_netns(netns, lambda: _join(config.mtu))
+        gateway = ipam.gateway(config)
+        namespaces.in_netns(netns, lambda: _join(config.mtu) if carried else _settle(address, gateway))
     except BaseException:
         for fd in (tap, netns):
             if fd >= 0:
@@ -97,6 +97,22 @@ def setup(id: str, config: Config, ports: Sequence[PortMap] = ()) -> SandboxNet:
         teardown(id, config)
         raise
     return SandboxNet(netns, tap, mac_of(id), address, ipam.gateway(config), config.mtu)
+
+
+def publish(id: str, config: Config, address: str, ports: Sequence[PortMap]) -> None:
+    """Have the packet filter know the sandbox's address, and lead to it what comes for its ports.
+
+    Arguments:
+        ports: as for :func:`setup`, which has called this before; none or all of them.
+
+    Raises:
+        NetworkError, HostError: it cannot be done; :func:`teardown` takes back what was.
+    """
+    if ports:
+        record = _record(id, config)
+        record.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        record.write_text(address)
+    firewall.prepare(config.network, address, ports)
 
 
 def isolated() -> int:
@@ -194,6 +210,23 @@ def _join(mtu: int) -> None:
             f"cannot join {INSIDE} and {TAP}: {result.reason}",
             "needs the kernel modules sch_ingress, cls_u32 and act_mirred",
         )
+
+
+def _settle(address: str, gateway: str) -> None:
+    """In the sandbox's namespace: give the link its address, and let sockets there do what only root may elsewhere."""
+    _up("lo")
+    _up(INSIDE)
+    script = f"addr add {address}/32 dev {INSIDE}\nroute add default via {gateway} dev {INSIDE} onlink\n"
+    result = commands.run(["ip", "-batch", "-"], package="iproute2", text=script)
+    if result.status:
+        raise NetworkError(f"cannot set up {INSIDE}: {result.reason}", "needs veth; run as root")
+    open_to_all()
+
+
+def open_to_all() -> None:
+    """In a sandbox's namespace: whoever is in it may take any port and send echo requests, without privileges."""
+    set_sysctl("net/ipv4/ip_unprivileged_port_start", "0")
+    set_sysctl("net/ipv4/ping_group_range", "0 2147483647", optional=True)
 
 
 def _up(name: str, mtu: int | None = None) -> None:

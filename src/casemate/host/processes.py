@@ -78,3 +78,26 @@ def end(descriptor: int, what: str, timeout: float = KILL_SECONDS) -> None:
     poll.register(descriptor, select.POLLIN)
     if not poll.poll(timeout * 1000):
         raise HostError(f"{what} does not end", "is it in state D in 'ps'?")
+
+
+def waited(pid: int) -> float:
+    """How many seconds the threads of a process and of its descendants could have run and had no processor, added up
+    (the second field of ``/proc/PID/schedstat``; see the kernel's Documentation/scheduler/sched-stats.rst). Those of
+    processes that have ended do not count, and where the kernel keeps no count it is 0."""
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            fields = _fields(int(name))
+            if len(fields) > 1:
+                parents.setdefault(int(fields[1]), []).append(int(name))
+    family = [pid]
+    for one in family:  # grows meanwhile
+        family += parents.get(one, ())
+    total = 0
+    for one in family:
+        with contextlib.suppress(OSError):  # it has ended
+            for thread in os.listdir(f"/proc/{one}/task"):
+                with contextlib.suppress(OSError), open(f"/proc/{one}/task/{thread}/schedstat") as file:
+                    words = file.read().split()
+                    total += int(words[1]) if len(words) > 1 else 0
+    return total / 1e9

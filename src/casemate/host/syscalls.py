@@ -97,6 +97,12 @@ def setns(fd: int, kind: int) -> None:
     _done(_libc().setns(fd, kind), "setns")
 
 
+def one_arena() -> None:
+    """Have the C library keep all of the process's memory in one place, instead of one for each thread that it has:
+    ``M_ARENA_MAX`` of :manpage:`mallopt(3)`. For who has many threads that do little."""
+    _libc().mallopt(-8, 1)
+
+
 def prctl(option: int, argument: int = 0) -> int:
     """``prctl(2)`` with one number; the unused arguments are zero, as the kernel demands for some options."""
     return _done(_libc().prctl(option, argument, 0, 0, 0), f"prctl {option}")

@@ -6,11 +6,13 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from casemate.config import Config
 from casemate.errors import ContainerError, HostError, NoSuchContainer, NotRunning, StateError
+from casemate.keeper import nursery
 from casemate.keeper.control import SOCKET_NAME, Connection, ControlClosed, raise_error
 
 if TYPE_CHECKING:
@@ -82,18 +84,45 @@ class Session:
 
 
 def _open_session(
-    connection: Connection, container: Container, request: dict[str, Any], stdio: Stdio, size: tuple[int, int] | None
+    connection: Connection, container: Container, request: dict[str, Any], stdio: Stdio, size: tuple[int, int] | None,
+    volumes: Sequence[int] = (),
 ) -> Session:
     named = [(name, fd) for name, fd in zip(STDIO_NAMES, stdio, strict=True) if fd is not None]
     request = {**request, "fds": [name for name, _ in named], "size": size}
+    if volumes:
+        request["volumes"] = len(volumes)
     try:
-        connection.send(request, tuple(fd for _, fd in named))
+        connection.send(request, (*(fd for _, fd in named), *volumes))
         answer, _ = connection.receive()
         raise_error(answer)
     except BaseException:
         connection.close()
         raise
     return Session(connection, container)
+
+
+def hand_over(
+    config: Config, container: Container, member: Connection, stdio: Stdio, *, size: tuple[int, int] | None,
+    volumes: Sequence[int] = (),
+) -> Session:
+    """As :func:`launch`, with a keeper from the pool (:mod:`casemate.pool`); where that one has died, with another.
+
+    Arguments:
+        container: made in the member's directory.
+        member: the connection to it.
+        volumes: a detached tree for each volume of the container; they stay open here too.
+    """
+    try:
+        return _open_session(member, container, {"op": "run"}, stdio, size, volumes)
+    except ControlClosed:
+        container.wait_gone(5.0)
+        with contextlib.suppress(OSError, StateError):
+            if container.stored_state().pid is None and container.take_lock():  # it had not begun
+                from casemate.keeper.reap import clean_host
+
+                clean_host(container)
+                return launch(config, container, stdio, size=size)
+        raise _died(container) from None
 
 
 def launch(config: Config, container: Container, stdio: Stdio, *, size: tuple[int, int] | None) -> Session:
@@ -114,8 +143,6 @@ def launch(config: Config, container: Container, stdio: Stdio, *, size: tuple[in
         CasemateError: whatever else stood in the way. The container is then in the state ``exited`` with that error,
             or removed when it was made with ``remove``.
     """
-    import subprocess
-
     if container.lock_fd is None:
         raise ContainerError(f"container {container.name} was not made by this process")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -123,16 +150,11 @@ def launch(config: Config, container: Container, stdio: Stdio, *, size: tuple[in
     try:
         with open(container.path / "keeper.log", "wb") as log:
             fds = (theirs.fileno(), container.lock_fd)
-            starter = subprocess.Popen(
-                [sys.executable, "-m", "casemate.keeper", str(container.path), *map(str, fds)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=fds,
-                cwd="/",
-                env={**os.environ, "CASEMATE_ROOT": str(config.root), "CASEMATE_RUN": str(config.run)},
-            )
-        starter.wait()  # it forks at once: the keeper is nobody's child
+            environment = {**os.environ, "CASEMATE_ROOT": str(config.root), "CASEMATE_RUN": str(config.run)}
+            words = [str(container.path), "3", "4"]  # the numbers are only shown, and take the least room
+            everything = (log.fileno(), log.fileno(), *fds)
+            if not nursery.deliver(config.run, "casemate.keeper", words, everything, environment):
+                _execute(container, log, fds, environment)
     except OSError as error:
         connection.close()
         raise HostError(f"cannot start the keeper: {error.strerror}") from None
@@ -146,13 +168,34 @@ def launch(config: Config, container: Container, stdio: Stdio, *, size: tuple[in
     try:
         return _open_session(connection, container, {"op": "run"}, stdio, size)
     except ControlClosed:
-        name = container.name
         container.wait_gone(5.0)
-        said = _last_line(container)  # before the container goes, if that is to happen at its end
-        with contextlib.suppress(NoSuchContainer, StateError):
-            state = container.state()  # cleans up, too
-            said = said or state.error
-        raise HostError(f"the keeper of container {name} died: {said or 'no reason is known'}") from None
+        raise _died(container) from None
+
+
+def _died(container: Container) -> HostError:
+    """Of a keeper that did not answer: what it said last."""
+    name = container.name
+    said = _last_line(container)  # before the container goes, if that is to happen at its end
+    with contextlib.suppress(NoSuchContainer, StateError):
+        state = container.state()  # cleans up, too
+        said = said or state.error
+    return HostError(f"the keeper of container {name} died: {said or 'no reason is known'}")
+
+
+def _execute(container: Container, log: BinaryIO, fds: tuple[int, int], environment: dict[str, str]) -> None:
+    """Start a keeper that is a program of its own. Raises OSError."""
+    import subprocess
+
+    starter = subprocess.Popen(
+        [sys.executable, "-m", "casemate.keeper", str(container.path), *map(str, fds)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        pass_fds=fds,
+        cwd="/",
+        env=environment,
+    )
+    starter.wait()  # it forks at once: the keeper is nobody's child
 
 
 def _last_line(container: Container) -> str:
@@ -239,6 +282,10 @@ class Client:
     def info(self) -> dict[str, Any]:
         """What the sandbox is; see :meth:`casemate.sandbox.Sandbox.info`."""
         return self._request("info")
+
+    def debug(self, what: str, pid: int | None) -> dict[str, Any]:
+        """What the sentry knows of the container's processes; see :meth:`casemate.sandbox.Sandbox.debug`."""
+        return self._request("debug", what=what, pid=pid)
 
     def refresh(self) -> None:
         """Have the container see at once what was changed in its root filesystem from outside."""

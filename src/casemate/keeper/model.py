@@ -36,6 +36,8 @@ class ContainerSpec:
     memory_mib: int | None = None
     cpus: float | None = None
     pids: int | None = None
+    wall: str = "vm"
+    """``vm`` or ``sentry``."""
     network: str = "nat"
     ports: tuple[PortMap, ...] = ()
     dns: tuple[str, ...] = ()
@@ -43,6 +45,10 @@ class ContainerSpec:
     stop_signal: int = 15
     created: float = 0.0
     command: tuple[str, ...] = ()
+
+    def keeps_files(self) -> bool:
+        """Whether anything that the container writes outlives it."""
+        return not self.remove or any(mount.get("type") == "bind" for mount in self.oci.get("mounts", ()))
 
     def to_json(self) -> dict[str, Any]:
         """A plain object for :func:`from_json`."""

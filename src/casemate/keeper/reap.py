@@ -138,7 +138,8 @@ def clean_host(container: Container) -> None:
         HostError: something would not go; everything else has gone nevertheless.
     """
     from casemate.host import cgroups, network, uids
-    from casemate.vm import notes, share
+    from casemate.vm import notes
+    from casemate.wall import share
 
     identifier, config, run_path = container.id, container.config, container.run_path
     problems: list[str] = []

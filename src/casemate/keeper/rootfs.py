@@ -85,7 +85,7 @@ def _run_in(container: Container, keeper: int | None, function: Callable[[], int
 
 
 def _enter(container: Container, keeper: int | None) -> None:
-    from casemate.vm.share import mount_root, root_path, volumes
+    from casemate.wall.share import mount_root, root_path, volumes
 
     if keeper is not None:
         # The keeper's overlay: mounting the same layers twice at once would be undefined. setns(2) takes a pidfd.

@@ -62,15 +62,16 @@ class Keeper:
 
     # ---- life
 
-    def run(self, first: Connection) -> None:
+    def run(self, first: Connection, received: tuple[dict[str, Any], list[int]] | None = None) -> None:
         """Do everything; returns when nothing is left to do.
 
         Arguments:
             first: the connection of whoever started the keeper; it asks for the container to run.
+            received: that request and its descriptors, where it has come already.
         """
         recorded = self._save()  # whoever wants to end the keeper finds its pid there
         try:
-            request, fds = first.receive()
+            request, fds = received or first.receive()
         except ControlClosed:
             self._finish(ProcessExit(255, error="whoever started it went away"))
             return
@@ -143,7 +144,7 @@ class Keeper:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes who accepts
             self._listener.close()
-        if self.state.status == "running" and (end.oom or not end.error):
+        if self.state.status == "running" and (end.oom or not end.error) and self.spec.keeps_files():
             self.sandbox.flush()
         problem = self._attempt(self.sandbox.close)
         self._log.close()
@@ -420,6 +421,12 @@ class Keeper:
         self._must_run()
         self.sandbox.refresh()
         return {}
+
+    def _op_debug(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.state.status == "creating":
+            self._must_run()
+        pid = request.get("pid")
+        return self.sandbox.debug(str(request["what"]), None if pid is None else int(pid))
 
     def _op_info(self, request: dict[str, Any]) -> dict[str, Any]:
         return self.sandbox.info()

@@ -126,6 +126,20 @@ class Container:
         with locks.hold(self.path / "lock", timeout) as locked:
             yield locked
 
+    def take_lock(self) -> bool:
+        """Become the container's maker again, after a keeper that has died before it began; whether that worked."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self.lock_fd = descriptor
+        return True
+
     def wait_gone(self, timeout: float) -> bool:
         """Wait until no process has this container any more.
 
@@ -231,22 +245,24 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def create(self, spec: ContainerSpec) -> Container:
+    def create(self, spec: ContainerSpec, prepared: Path | None = None) -> Container:
         """Make a container's directory, locked by this process.
 
+        Arguments:
+            prepared: a directory of the pool's that becomes the container's (:mod:`casemate.pool.homes`). A keeper
+                that waits there has the lock, and keeps it.
+
         Raises:
+            FileNotFoundError: the prepared directory is gone.
             NameInUse: another container has the name.
             HostError: the disk is full or cannot be written.
         """
         path = self.path / spec.id
         with self.locked():
             link = self.names / spec.name
-            holder = self._holder(link)
-            if holder is not None:
-                raise NameInUse(
-                    f"the name {spec.name} is used by container {ids.short(holder)}",
-                    "choose another, or remove that one with 'casemate rm'",
-                )
+            self._check_free(link)
+            if prepared is not None:
+                return self._adopt(spec, prepared)
             lock_fd = -1
             try:
                 path.mkdir(mode=0o700)
@@ -266,6 +282,38 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
                 raise HostError(f"cannot write to {self.path}: {error.strerror}", "free some space") from None
         return Container(self.config, path, lock_fd)
+
+    def check_name(self, name: str) -> None:
+        """Tell early that a name is in use; who makes the container finds out all the same.
+
+        Raises:
+            NameInUse: another container has it.
+        """
+        with self.locked():
+            self._check_free(self.names / name)
+
+    def _check_free(self, link: Path) -> None:
+        holder = self._holder(link)
+        if holder is not None:
+            raise NameInUse(
+                f"the name {link.name} is used by container {ids.short(holder)}",
+                "choose another, or remove that one with 'casemate rm'",
+            )
+
+    def _adopt(self, spec: ContainerSpec, prepared: Path) -> Container:
+        """Make a prepared directory a container's; the names' lock is held."""
+        path = self.path / spec.id
+        try:
+            jsonfile.write(prepared / "config.json", spec.to_json())
+            jsonfile.write(prepared / "state.json", ContainerState().to_json())
+            # The name first: one without a container is dropped by whoever comes upon it.
+            os.symlink(spec.id, self.names / spec.name)
+            os.rename(prepared, path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # whoever waits in it removes it
+            raise HostError(f"cannot write to {self.path}: {error.strerror}", "free some space") from None
+        return Container(self.config, path)
 
     def _holder(self, link: Path) -> str | None:
         """The id that a name belongs to; a name without its container is dropped."""
@@ -342,6 +390,10 @@ class Store:
                 self._discard_unfinished(path)
             elif name.startswith(".") and name.endswith(".removed"):
                 _remove(path)
+        if (self.config.root / "pool").is_dir():
+            from casemate.pool import homes  # here, because few have a pool
+
+            homes.sweep(self.config)
 
     def _discard_unfinished(self, path: Path) -> None:
         """Remove a container that its maker did not finish: it has no state, and nothing was ever written in it."""

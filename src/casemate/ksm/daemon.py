@@ -10,7 +10,6 @@ import contextlib
 import math
 import os
 import select
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +17,11 @@ from typing import Any
 
 from casemate.config import Config
 from casemate.errors import HostError
+from casemate.host.service import ready, signals
 from casemate.ksm import policy, settings
 from casemate.ksm.guard import Guard
 from casemate.ksm.kept import Home
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Those that ask for an end; any other that ends a process is the guard's business."""
 
 
@@ -65,11 +64,11 @@ class Throttler:
                 self._say("an earlier throttler was killed: the settings that it had found are in force again")
             settings.read(home.kernel)  # what could not be put back is left alone
             guard: Guard | None = None
-            with _signals() as wake, _receiver(home) as receiver:
+            with signals() as wake, _receiver(home) as receiver:
                 try:
                     guard = Guard(home, turn, self._say)
                     self._begin()
-                    _ready()
+                    ready()
                     while not self._wait(wake, receiver, guard):
                         if _ended(guard):
                             guard.end()
@@ -107,10 +106,10 @@ class Throttler:
         poll = select.poll()
         for source in (wake, receiver, guard):
             poll.register(source, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(patience)}
-        if wake.fileno() in ready:
+        events = {descriptor for descriptor, _ in poll.poll(patience)}
+        if wake.fileno() in events:
             return True
-        started = receiver.fileno() in ready and _drain(receiver)
+        started = receiver.fileno() in events and _drain(receiver)
         if self._mode == "auto":
             now = time.monotonic()
             if started:
@@ -174,23 +173,6 @@ def _held(take: Callable[[], int]) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[socket.socket]:
-    """A socket that is readable once a signal has asked for the end."""
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    before = {number: signal.signal(number, lambda signum, frame: None) for number in SIGNALS}
-    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    try:
-        yield ours
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        ours.close()
-        theirs.close()
-
-
-@contextlib.contextmanager
 def _receiver(home: Home) -> Iterator[socket.socket]:
     """The socket that starts are told to; nobody but its owner can send to it.
 
@@ -207,12 +189,3 @@ def _receiver(home: Home) -> Iterator[socket.socket]:
         finally:
             os.umask(before)
         yield receiver
-
-
-def _ready() -> None:
-    """Tell the service manager that all is set up (``sd_notify(3)``); nothing where there is none."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address[:1] not in ("/", "@"):
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.sendto(b"READY=1", address.replace("@", "\0", 1) if address[0] == "@" else address)

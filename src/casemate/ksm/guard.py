@@ -44,6 +44,7 @@ class Guard:
             _watch(home, turn, theirs.fileno(), say)
         theirs.close()
         self._ours = ours
+        ours.recv(1)  # from now on nothing that ends the throttler, or its whole group, ends the child; or it has ended
 
     def fileno(self) -> int:
         """Readable once the child has ended."""
@@ -71,7 +72,9 @@ def _watch(home: Home, turn: int, link: int, say: Callable[[str], None]) -> NoRe
         keep = sorted({2, turn, link})
         for low, high in zip([-1, *keep], [*keep, os.sysconf("SC_OPEN_MAX")], strict=True):
             os.closerange(low + 1, high)
-        os.read(link, 1)  # nobody writes: this ends with the throttler
+        with contextlib.suppress(OSError):  # it has ended already, or with this word unread
+            os.write(link, b"+")
+            os.read(link, 1)  # nobody writes: this ends with the throttler
         if home.restore() is not None:
             home.clear()
             say("the throttler was killed: the settings that it had found are in force again")

@@ -6,15 +6,19 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from casemate.errors import HostError, NotRunning
+from casemate.keeper import nursery
 from casemate.keeper.control import SOCKET_NAME, Connection, ControlClosed, raise_error
 
 if TYPE_CHECKING:
     from casemate.pod.store import Pod, PodStore
 
+STARTING_SECONDS = 30.0
+"""How long a keeper may take until it listens."""
 STDIO_NAMES = ("stdin", "stdout", "stderr")
 
 
@@ -45,7 +49,10 @@ def launch(store: PodStore, pod: Pod) -> Connection:
         try:
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                _start(pod, (null, log, theirs.fileno(), lock_fd), environment)
+                # The numbers are only shown, and are those that an executed one has.
+                words, fds = [str(pod.path), "3", "4"], (log, log, theirs.fileno(), lock_fd)
+                if not nursery.deliver(config.run, "casemate.pod", words, fds, environment):
+                    _start(pod, (null, log, theirs.fileno(), lock_fd), environment)
             finally:
                 os.close(null)
         finally:
@@ -121,6 +128,17 @@ class PodClient:
             raise NotRunning("container not running: its sandbox has ended") from None
         return Connection(sock)
 
+    def _connect_early(self) -> Connection:
+        """Connect to a keeper that may be starting: a container can be for a sandbox whose first one is being made."""
+        deadline = time.monotonic() + STARTING_SECONDS
+        while True:
+            try:
+                return self._connect()
+            except NotRunning:
+                if time.monotonic() > deadline or not self.pod.alive():
+                    raise
+            time.sleep(0.01)
+
     def _request(
         self,
         op: str,
@@ -157,6 +175,7 @@ class PodClient:
         disks: Sequence[tuple[str, bool]] = (),
         size: tuple[int, int] | None = None,
         kept: Sequence[str] = (),
+        wall: str = "",
         connection: Connection | None = None,
     ) -> None:
         """Make a container that is on record, with its stand-in. It is then ``created``, and waits for :meth:`start`.
@@ -172,6 +191,7 @@ class PodClient:
             disks: serial number and whether it is read-only, of each block device.
             size: rows and columns of the terminal.
             kept: what further descriptors the process gets, see :class:`casemate.sandbox.PodSandbox`.
+            wall: ``vm`` or ``sentry`` for the sandbox of a first container; empty for the configured one.
             connection: from :func:`launch` for the sandbox's first container.
         """
         arguments = {
@@ -184,8 +204,9 @@ class PodClient:
             "disks": [list(one) for one in disks],
             "size": size,
             "kept": list(kept),
+            "wall": wall,
         }
-        self._request("create", arguments, fds, connection=connection)
+        self._request("create", arguments, fds, connection=connection or self._connect_early())
 
     def start(self, id: str) -> None:
         """Let a created container run."""
@@ -241,6 +262,10 @@ class PodClient:
     def stats(self, id: str) -> dict[str, Any]:
         """What a container uses; see :meth:`casemate.sandbox.PodSandbox.stats`."""
         return self._request("stats", {"id": id})
+
+    def debug(self, id: str, what: str, pid: int | None) -> dict[str, Any]:
+        """What the sentry knows of a container's processes; see :meth:`casemate.sandbox.PodSandbox.debug`."""
+        return self._request("debug", {"id": id, "what": what, "pid": pid})
 
     def update(self, id: str, resources: dict[str, Any]) -> None:
         """Change a container's bounds (OCI ``linux.resources``), in the guest and on the host."""

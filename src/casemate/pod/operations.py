@@ -146,6 +146,10 @@ class Operations:
         container = self._running(request)
         return self._keeper.machine().stats(container.name)
 
+    def _op_debug(self, request: dict[str, Any], fds: dict[str, int]) -> dict[str, Any]:
+        container, pid = self._running(request), request.get("pid")
+        return self._keeper.machine().debug(container.name, str(request["what"]), None if pid is None else int(pid))
+
     def _op_update(self, request: dict[str, Any], fds: dict[str, int]) -> None:
         from casemate.oci.bundle import check_resources
         from casemate.pod.plan import resources as for_guest

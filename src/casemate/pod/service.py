@@ -76,9 +76,10 @@ class Wall(Protocol):
     """Makes a sandbox."""
 
     def __call__(
-        self, pod: Pod, memory_mib: int, cpus: float | None, procs: tuple[Path, ...], oom_score: int
+        self, wall: str, pod: Pod, memory_mib: int, cpus: float | None, procs: tuple[Path, ...], oom_score: int
     ) -> PodSandbox:
-        """The sandbox, not booted yet, whose processes join the control groups of ``procs``."""
+        """The sandbox behind ``wall`` (vm, sentry), not booted yet, whose processes join the control groups of
+        ``procs``."""
 
 
 class PodKeeper:
@@ -136,6 +137,7 @@ class PodKeeper:
         try:
             self.pod.write(self.record)
             self._server.listen(self.pod.run_path / SOCKET_NAME)
+            self.pod.announce()
         except OSError as error:
             self._finish()
             with contextlib.suppress(ControlClosed):
@@ -318,16 +320,18 @@ class PodKeeper:
         memory = request.get("memory")
         self.home.memory_mib = machine_memory(memory, self.config.memory, self.config.memory_minimum)
         procs = self.home.settle(container)
-        sandbox = self._wall(self.pod, self.home.memory_mib, request.get("cpus"), procs, oom_score([container]))
+        wall = str(request.get("wall") or self.config.wall)
+        sandbox = self._wall(wall, self.pod, self.home.memory_mib, request.get("cpus"), procs, oom_score([container]))
         sandbox.on_exit, sandbox.on_oom, sandbox.on_end = self._process_exited, self._out_of_memory, self._machine_ended
         with self._lock:
             self._sandbox = sandbox
         self._check(container)
         self._netns = fds.pop("netns")
-        self._network = self._make_network(sandbox, self._netns)
+        if sandbox.carried:
+            self._network = self._make_network(sandbox, self._netns)
         disks = list(_disks(request, fds))
         try:
-            nics = self._network.nics()
+            nics = [] if self._network is None else self._network.nics()
         except BaseException:
             for disk in disks:
                 os.close(disk.fd)
@@ -349,7 +353,9 @@ class PodKeeper:
 
     def _settle_network(self, spec: dict[str, Any]) -> None:
         """What goes on beside the machine; a sandbox does not end for want of it."""
-        assert self._network is not None and self._sandbox is not None
+        assert self._sandbox is not None
+        if self._network is None:
+            return
         try:
             self._network.follow()
         except (CasemateError, OSError) as error:
@@ -544,9 +550,10 @@ class PodKeeper:
         return {**about, "pod": self.pod.id, "keeper": self._me[0], "containers": containers}
 
     def _unheard(self, op: str, request: dict[str, Any]) -> None:
-        """Nobody could be told that something is done, so nobody knows that it is there."""
+        """Nobody could be told that something is done, so nobody knows that it is there. An engine whose ``start`` died
+        takes the container for one that has not started, and deletes it as such."""
         with contextlib.suppress(CasemateError):
-            if op == "create":
+            if op in ("create", "start"):
                 self.kill(self.get(str(request["id"])))
             elif op == "exec":
                 container = self.get(str(request["id"]))

@@ -36,6 +36,20 @@ MAX_CONFIG = 64 << 20
 _UNFINISHED, _REMOVED = ".new-", ".gone-"
 
 
+LINK = "pod"
+"""In a sandbox's run directory: where its own directory is, as a symbolic link."""
+
+
+def roots(config: Config) -> list[Path]:
+    """The root directories of all engines that have a sandbox now, by what keepers have announced."""
+    found = {config.run / "runtime"}
+    with contextlib.suppress(FileNotFoundError), os.scandir(config.run) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                found.add(Pod(config, Path(os.readlink(os.path.join(entry.path, LINK)))).root)
+    return sorted(found)
+
+
 class Pod:
     """One sandbox's directory.
 
@@ -60,6 +74,15 @@ class Pod:
     def run_path(self) -> Path:
         """The directory of what lasts only while the sandbox runs."""
         return self.config.run / ids.short(self.id)
+
+    def announce(self) -> None:
+        """Have :func:`roots` find it, whichever engine's root it is below; only for the keeper.
+
+        Raises:
+            OSError: no space.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.symlink(self.path, self.run_path / LINK)
 
     def record(self) -> PodRecord:
         """What its keeper wrote.

@@ -23,13 +23,70 @@ Lock = allocate_lock
 __all__ = ["Condition", "Event", "Lock", "LockType", "deque", "start"]
 
 
+_parking = allocate_lock()
+_places = 0
+_parked: list[_Parked] = []
+
+
+class _Parked:
+    """A thread that waits for something to do."""
+
+    __slots__ = ("lock", "job")
+
+    def __init__(self) -> None:
+        self.lock = allocate_lock()
+        self.lock.acquire()
+        self.job: tuple[Callable[..., None], tuple[Any, ...]] | None = None
+
+
 def start(target: Callable[..., None], *args: Any) -> None:
     """Run ``target(*args)`` on a thread that does not keep the process from ending.
 
     Raises:
         RuntimeError: there can be no more threads.
     """
-    start_new_thread(target, args)
+    with _parking:
+        parked = _parked.pop() if _parked else None
+    if parked is None:
+        start_new_thread(_run, (target, args))
+    else:
+        parked.job = target, args
+        parked.lock.release()
+
+
+def park(count: int) -> None:
+    """Start so many threads ahead, and from now on keep so many that have nothing to do.
+
+    Raises:
+        RuntimeError: there can be no more threads.
+    """
+    global _places
+    with _parking:
+        _places = count
+        missing = count - len(_parked)
+    for _ in range(missing):
+        start_new_thread(_wait, ())
+
+
+def _run(target: Callable[..., None], args: tuple[Any, ...]) -> None:
+    target(*args)
+    del target, args  # what they hold is not to wait for the next one
+    _wait()
+
+
+def _wait() -> None:
+    while True:
+        parked = _Parked()
+        with _parking:
+            if len(_parked) >= _places:
+                return
+            _parked.append(parked)
+        parked.lock.acquire()
+        assert parked.job is not None  # or nobody had released it
+        target, args = parked.job
+        parked.job = None
+        target(*args)
+        del target, args
 
 
 class Condition:

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from casemate.errors import CasemateError, UsageError
+from casemate.programs import settle
 from casemate.runtime_cli.log import Log
 from casemate.runtime_cli.options import BOOL, TEXT, Option, Options, parse
 
@@ -42,6 +43,7 @@ GLOBALS = (
     Option("criu", TEXT, "accepted and of no effect"),
     Option("systemd-cgroup", BOOL, 'cgroupsPath is of form "slice:prefix:name", and systemd makes the group'),
     Option("rootless", TEXT, "'auto' or 'false'; containers without root are not supported", "auto"),
+    Option("wall", TEXT, "'vm' or 'sentry' (default is the configuration's)"),
     HELP,
     Option("version, v", BOOL, "print the version"),
 )
@@ -61,6 +63,11 @@ class Context:
     def systemd(self) -> bool:
         """Whether systemd makes the containers' control groups."""
         return bool(self.options["systemd-cgroup"])
+
+    @property
+    def wall(self) -> str:
+        """Which wall sandboxes that are made get; empty for the configured one."""
+        return str(self.options["wall"])
 
     @property
     def store(self) -> Any:
@@ -85,9 +92,20 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         the exit status: 0, 1 for an error, or that of the container's process where the command waits for it.
     """
-    words = sys.argv[1:] if argv is None else argv
-    if argv is None:
-        _reset_signals()
+    if argv is not None:
+        return _main(argv)
+    _reset_signals()
+    status = _main(sys.argv[1:])
+    # At once: what is done counts for nothing with an engine whose command is killed while Python tidies up.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            status = status or 1
+    os._exit(status)
+
+
+def _main(words: list[str]) -> int:
     _fill_standard()
     log = Log()
     status = 1
@@ -109,10 +127,13 @@ def main(argv: list[str] | None = None) -> int:
         if given["help"]:
             return _help([rest[0]])
         _check_count(rest[0], command.ARGUMENTS, arguments)
+        if options["wall"] not in ("", "vm", "sentry"):
+            raise UsageError(f"there is no wall '{options['wall']}'", "say vm or sentry")
         if options["rootless"] not in ("auto", "false"):
             _check_rootless(options["rootless"])
         if getattr(command, "ROOT", True) and os.geteuid() != 0:
             raise UsageError(f"{NAME} {rest[0]} needs root", "containers without root are not supported")
+        settle()
         result: int = command.run(Context(options, log), given, arguments)
         return result
     except CasemateError as error:

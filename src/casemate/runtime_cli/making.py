@@ -260,6 +260,7 @@ class _Maker:
         PodClient(store, record.pod).create(
             self._id, spec=planned.spec, fds=fds, files=planned.files, hostname=planned.hostname, memory=planned.memory,
             cpus=planned.cpus, disks=disks, size=self._size, kept=self._kept, connection=connection,
+            wall=self._context.wall,
         )  # fmt: skip
         self._context.log.debug("the guest has the container")
 

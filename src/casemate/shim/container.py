@@ -312,6 +312,13 @@ class Container:
         finally:
             process.lock.give()
 
+    def give_up(self) -> Steps[None]:
+        """Delete a container whose creation nobody waits for any more. containerd is told nothing of it: it knows none
+        of that name, or has forgotten it."""
+        self._told = False
+        self.published(self.init)  # else its end would be kept for an event that never comes
+        yield from self.delete()
+
     def delete(self) -> Steps[None]:
         """Remove what is left of the container."""
         process = self.init
@@ -326,8 +333,10 @@ class Container:
                 if "does not exist" not in error.said:
                     raise status.StatusError(status.UNKNOWN, f"failed to delete task: {error.said}") from None
             if process.status != messages.STOPPED:  # the runtime has ended it
-                with contextlib.suppress(TimeoutError):
+                try:
                     yield self._shim.loop.bounded(process.ended, CREATED_END_SECONDS)
+                except TimeoutError:
+                    self._shim.loop.complain(f"{self.id} is deleted, but the end of its process was not heard of")
                 if process.streams is not None:
                     yield from process.streams.settled()
             for other in self.execs.values():

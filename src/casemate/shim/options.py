@@ -6,6 +6,10 @@ the same settings under the names that containerd's own configuration has for th
 
     BinaryName = "/usr/local/bin/casemate-runtime"
     SystemdCgroup = true
+    Wall = "sentry"
+
+``Wall`` is not among containerd's: it is what ``casemate-runtime --wall`` is told, so that two runtimes of containerd's
+configuration can differ in it.
 """
 
 from __future__ import annotations
@@ -24,21 +28,24 @@ DEFAULT_ROOT = "/run/containerd/casemate"
 """Where runtimes keep their state, below it one directory for each of containerd's namespaces."""
 MAX_CONFIG = 1 << 20
 FILE = "options.json"
+WALLS = ("", "vm", "sentry")
+"""What ``Wall`` may say; empty for what casemate's own configuration says."""
 
 _KEYS = {
     "BinaryName": "binary_name", "Root": "root", "SystemdCgroup": "systemd_cgroup", "NoPivotRoot": "no_pivot_root",
     "NoNewKeyring": "no_new_keyring", "ShimCgroup": "shim_cgroup", "IoUid": "io_uid", "IoGid": "io_gid",
     "CriuPath": "criu_path", "CriuImagePath": "criu_image_path", "CriuWorkPath": "criu_work_path",
+    "Wall": "wall",
 }
 
 
 def defaults() -> dict[str, Any]:
     """The options of someone who gives none."""
-    return wire.empty(messages.RUNC_OPTIONS)
+    return {**wire.empty(messages.RUNC_OPTIONS), "wall": ""}
 
 
 def read(any_message: dict[str, Any] | None) -> dict[str, Any]:
-    """The options in an Any, with all fields of ``containerd.runc.v1.Options``.
+    """The options in an Any, with all fields of ``containerd.runc.v1.Options`` and ``wall``.
 
     Raises:
         StatusError: INVALID_ARGUMENT, a type that is not known, or contents that are wrong.
@@ -48,7 +55,7 @@ def read(any_message: dict[str, Any] | None) -> dict[str, Any]:
     name = messages.type_name(any_message)
     try:
         if name == messages.RUNC_OPTIONS.name:
-            return wire.decode(messages.RUNC_OPTIONS, any_message["value"])
+            return {**defaults(), **wire.decode(messages.RUNC_OPTIONS, any_message["value"])}
         if name == messages.RUNTIME_OPTIONS.name:
             return _from_toml(wire.decode(messages.RUNTIME_OPTIONS, any_message["value"]))
     except wire.WireError as error:
@@ -80,6 +87,9 @@ def _from_toml(options: dict[str, Any]) -> dict[str, Any]:
             kind = type(result[field]).__name__
             raise status.failure(status.INVALID_ARGUMENT, f"runtime options: {key} must be of type {kind}")
         result[field] = value
+    if result["wall"] not in WALLS:
+        said = f"runtime options: Wall must be vm or sentry, not {result['wall'][:40]}"
+        raise status.failure(status.INVALID_ARGUMENT, said)
     return result
 
 

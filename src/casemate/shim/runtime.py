@@ -46,7 +46,7 @@ class Runtime:
 
     Arguments:
         loop, children: the shim's.
-        options: ``containerd.runc.v1.Options``.
+        options: of :mod:`casemate.shim.options`.
         namespace: containerd's; the runtime's state is kept apart for each.
         bundle: where its log goes.
         debug: have it tell more.
@@ -62,6 +62,7 @@ class Runtime:
         self.root = os.path.join(options["root"] or runtime_options.DEFAULT_ROOT, namespace)
         self.bundle = bundle
         self.systemd = bool(options["systemd_cgroup"])
+        self.wall = str(options["wall"])
         self._debug = debug
 
     def command(self, words: Sequence[str], log: str = "log.json") -> list[str]:
@@ -72,6 +73,8 @@ class Runtime:
         command += ["--log", os.path.join(self.bundle, log), "--log-format", "json"]
         if self.systemd:
             command.append("--systemd-cgroup")
+        if self.wall:
+            command += ["--wall", self.wall]
         return [*command, *words]
 
     def run(

@@ -245,6 +245,7 @@ def _serve(listener: socket.socket, path: str, flags: dict[str, Any], chosen: di
     import gc
 
     from casemate.host import syscalls
+    from casemate.programs import settle
     from casemate.shim.children import Children
     from casemate.shim.events import Publisher
     from casemate.shim.loop import Loop
@@ -268,7 +269,7 @@ def _serve(listener: socket.socket, path: str, flags: dict[str, Any], chosen: di
     shim.on_end.append(lambda: _remove(path))
     os.chdir("/")  # the bundle goes before we do
     gc.collect()
-    gc.freeze()
+    settle()
     loop.run_until(shim.ended)
     shim.server.close()
 

@@ -78,7 +78,7 @@ class Task:
         try:
             yield from container.create(request, call.left())
             if container_id in shim.given_up or call.answered:  # by nobody here: the connection is gone, or the time up
-                yield from container.delete()
+                yield from container.give_up()
                 raise status.failure(status.UNAVAILABLE, f"container {container_id} was given up while it was made")
         except OSError as error:
             raise status.StatusError(status.UNKNOWN, f"{error.strerror}: {error.filename}") from None

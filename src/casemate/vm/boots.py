@@ -1,11 +1,13 @@
 """Taking turns at booting: a machine that boots keeps a processor busy, and twenty at once on two would all be late.
 
 There are as many slots as processors, files below the run directory that are held with flock(2), so that they are free
-again whatever ends their holder. Who finds none free queues at one of them.
+again whatever ends their holder. Who finds none free queues at two of them, and has the one that comes first: with one
+queue only, a slot would often stay empty while others still wait at its neighbour.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -60,29 +62,53 @@ def take(config: Config, identifier: str, waiting: Callable[[], None], gone: thr
     except OSError as error:
         raise HostError(f"cannot use {directory}: {error.strerror}", "run as root, or free some space") from None
     waiting()
+    queues = {start, (start + 1) % count}
     got: list[Turn] = []
+    lost: list[int] = []
+    one = threading.Lock()
     decided = threading.Event()
 
-    def queue() -> None:
-        turn = _try(str(directory / f"slot-{start}"), fcntl.LOCK_EX)
-        if turn is not None:
-            got.append(turn)
-            if gone.is_set():  # nobody waits for it any more: it is the next one's
-                turn.end()
-        decided.set()
+    def queue(slot: int) -> None:
+        turn = None
+        with contextlib.suppress(OSError):  # no descriptors, perhaps
+            turn = _try(str(directory / f"slot-{slot}"), fcntl.LOCK_EX)
+        with one:
+            if turn is None:
+                lost.append(slot)
+            elif not got and not gone.is_set():
+                got.append(turn)
+                turn = None
+            if got or len(lost) == len(queues):
+                decided.set()
+        if turn is not None:  # there is one already, or nobody waits any more: it is the next one's
+            turn.end()
 
     def give_up() -> None:
         gone.wait()
         decided.set()
 
-    for target in (queue, give_up):
-        threading.Thread(target=target, name="boot-turn", daemon=True).start()
+    for slot in queues:
+        threading.Thread(target=queue, args=(slot,), name="boot-turn", daemon=True).start()
+    threading.Thread(target=give_up, name="boot-turn", daemon=True).start()
     decided.wait()
-    if gone.is_set() or not got:
+    with one:
+        if got and not gone.is_set():
+            return got[0]
         for turn in got:
             turn.end()
-        raise HostError("ended while it waited for its turn to boot")
-    return got[0]
+    if not gone.is_set():
+        raise HostError(f"cannot use {directory}", "see 'ulimit -n', or whether other processes are out of control")
+    raise HostError("ended while it waited for its turn to boot")
+
+
+def busy(config: Config) -> bool:
+    """Whether a machine boots, or waits for its turn."""
+    for path in (config.run / "boots").glob("slot-*"):
+        turn = _try(str(path), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if turn is None:
+            return True
+        turn.end()
+    return False
 
 
 def _try(path: str, operation: int) -> Turn | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from casemate.config import Config
 from casemate.errors import HostError
-from casemate.vm.hypervisor.base import Confinement
-from casemate.vm.hypervisor.launch import Process, spawn
+from casemate.wall.confinement import Confinement
+from casemate.wall.launch import Process, spawn
 
 TAG = "casemate"
 VOLUMES_TAG = "casemate-volumes"

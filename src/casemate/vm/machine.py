@@ -36,15 +36,18 @@ from casemate.host.cgroups import Cgroup
 from casemate.ksm.kick import kick
 from casemate.protocol.wire import LinkError
 from casemate.sandbox import ProcessExit
-from casemate.vm import boots, files, guest, template, transport, window
-from casemate.vm.calls import ERRORS, Calls, line
-from casemate.vm.console import Console
+from casemate.vm import boots, files, guest, template, transport, twins, window
 from casemate.vm.hypervisor import base, drivers, probe
-from casemate.vm.hypervisor.launch import Process, exit_text
+from casemate.wall.calls import ERRORS, Calls, line
+from casemate.wall.console import Console
+from casemate.wall.launch import Process, exit_text
 
 if TYPE_CHECKING:
     from casemate.vm.template.use import Ready
 
+MAX_TASKS = 4096
+"""Processes and threads of a sandbox on the host: far more than the keeper's clients and the VMM's devices need, and
+what somebody who has broken out of the machine can make at most."""
 FLUSH_SECONDS = 10.0
 END_SECONDS = 10.0
 """How long a killed process may take to end before the machine is given up without it."""
@@ -71,7 +74,7 @@ class Machine:
         on_end: called once when a machine that has booted ended by itself, after all calls of ``on_exit``.
         progress: told what is being done.
         hypervisor: the driver to use; the configured one when None.
-        errors, hint: see :class:`casemate.vm.calls.Calls`.
+        errors, hint: see :class:`casemate.wall.calls.Calls`.
         oom_score_adj: of the VMM.
     """
 
@@ -127,6 +130,25 @@ class Machine:
         self._kills = 0
         self._facts: dict[str, Any] = {}
         self._template: Ready | None = None
+        self._awaited: template.Class | None = None
+        """What a template is being made for."""
+        self._twin: twins.Taken | None = None
+        self._class: template.Class | None = None
+        """Of what class of templates it can be made."""
+        self._wanted: twins.Kind | None = None
+        """Of what kind of machine it can be a copy."""
+        self._lacks: twins.Kind | None = None
+        """The same, where there is none to be copied."""
+        self._put_off = False
+        """It is chosen later what it is made of."""
+        self._parted = False
+        """Its file servers are being taken away, so that their end is none of the machine's."""
+        self.hello: dict[str, Any] = {}
+        """What the agent has said of itself."""
+        self.known = False
+        """Whether its guest need not be asked what it is."""
+        self._maker = -1
+        """Whoever makes a template in the background begins when this is closed."""
         self._growth_mib = 0
         """How much memory the guest can have beside a template's."""
         self._growing = threading.Lock()
@@ -151,7 +173,34 @@ class Machine:
         }
         self.run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._uid = uids.lease(self.identifier, self.config)
-        self._template = self._open_template()
+        if not self._hypervisor.saves or not self.config.templates:
+            return
+        self._class = template.class_of(self._accelerator, self.memory_mib, self.vcpus)
+        if self._class is None:
+            self._facts["template"] = NO_TEMPLATE
+            return
+        self._wanted = self._twin_kind(self._bundle, self._class)
+        self._put_off = self._wanted is not None and twins.offered(self.config, self._wanted)
+        if not self._put_off:
+            self._lacks = self._wanted
+            self._template = self._open_template(self._class)
+
+    def choose(self) -> None:
+        """Get what the machine is to be made of, where that was put off until it can be made: of those that wait for
+        their turn nobody is to ask for a copy, or there would be as many at once as wait. :meth:`take_turn` does it."""
+        put_off, self._put_off = self._put_off, False
+        if put_off and self._class is not None and self._wanted is not None:
+            self._twin = twins.take(self.config, self._wanted)
+            if self._twin is not None:
+                self._facts.update(template=ids.short(self._wanted.key), twin=True)
+            else:
+                self._lacks = self._wanted
+                self._template = self._open_template(self._class)
+
+    @property
+    def restores(self) -> bool:
+        """Whether there is a machine or a template that it is to be made of; known once that is chosen."""
+        return self._twin is not None or self._template is not None
 
     def step(self, what: str) -> None:
         """Tell what comes next.
@@ -189,11 +238,34 @@ class Machine:
         self._turn = boots.take(
             self.config, self.identifier, lambda: self._progress("waiting for a turn"), self._gone
         )
+        self.choose()
+        if self._awaited is not None and self._template is None:
+            self._look_again(self._awaited)
+
+    def _look_again(self, kind: template.Class) -> None:
+        """Take the template that was still being made when this machine began to wait for its turn."""
+        bundle = self._bundle
+        assert bundle is not None  # prepare() has found it
+        from casemate.vm.template import use
+
+        try:
+            self._template = use.look(self.config, bundle, kind, self.identifier)
+        except TemplateError as error:
+            self._boot_after_all(error)
+        if self._template is not None:
+            self._facts["template"] = ids.short(self._template.key)
 
     def end_turn(self) -> None:
-        """Let the next one boot; nothing when that was done."""
+        """Let the next one boot, and who is to make a template or an original begin; nothing when that was done."""
         if self._turn is not None:
             self._turn.end()
+        with self._lock:
+            maker, self._maker = self._maker, -1
+            lacks, self._lacks = self._lacks, None
+        if maker >= 0:
+            os.close(maker)
+        if lacks is not None and self._facts.get("template") == ids.short(lacks.key):
+            twins.begin(self.config, lacks)  # from the template, which is there
 
     def boot(
         self, netns: int, devices: Sequence[base.Device], *, slots: int = 0, slotted: Sequence[base.Device] = ()
@@ -295,17 +367,19 @@ class Machine:
         self._console = Console(ours.detach(), self.directory / "console.log")
         return base.SerialConsole(theirs.detach())
 
-    def _open_template(self) -> Ready | None:
+    def _twin_kind(self, bundle: guest.GuestBundle, kind: template.Class) -> twins.Kind | None:
+        if not self._hypervisor.copies or not twins.possible(self.config, self._accelerator):
+            return None
+        from casemate.vm.template import store
+
+        key = store.key(self.config, bundle, kind)
+        return twins.kind(self.config, key, self.memory_mib, self.vcpus)
+
+    def _open_template(self, kind: template.Class) -> Ready | None:
         """What the machine can be made of, or None, and why is among the facts."""
         bundle = self._bundle
         assert bundle is not None  # prepare() has found it
-        if not self._hypervisor.saves or not self.config.templates:
-            return None
-        kind = template.class_of(self._accelerator, self.memory_mib, self.vcpus)
-        if kind is None:
-            self._facts["template"] = NO_TEMPLATE
-            return None
-        from casemate.vm.template import use
+        from casemate.vm.template import background, use
 
         netns = namespaces.new_netns()
         try:
@@ -317,7 +391,12 @@ class Machine:
             return None
         finally:
             os.close(netns)
-        self._facts["template"] = ids.short(ready.key) if ready else NO_TEMPLATE
+        if isinstance(ready, background.Pending):
+            self._facts["template"] = f"{NO_TEMPLATE}: {line(ready.state, 200)}"
+            self._maker = ready.start
+            self._awaited = kind
+            return None
+        self._facts["template"] = ids.short(ready.key)
         return ready
 
     def _grown_mib(self) -> int:
@@ -329,49 +408,89 @@ class Machine:
         self._progress(f"booting, because the template cannot be used: {error}")
 
     def _restore(self, jail: base.Confinement) -> bool:
-        """Make the guest from its template; False where it has to boot."""
-        bundle, ready = self._bundle, self._template
-        if bundle is None or ready is None:
+        """Make the guest from another one: a twin, or from its template; False where it has to boot."""
+        if self._twin is not None:
+            try:
+                return self._copy(jail, self._twin)
+            except (HypervisorError, LinkError) as error:
+                self._facts.pop("twin")
+                self._progress(f"making the machine from its template, because it cannot be a copy: {error}")
+            assert self._class is not None  # or there were no twin
+            self._template = self._open_template(self._class)
+        if self._template is None:
             return False
-        from casemate.vm.template import making
-
-        kind = template.class_of(self._accelerator, self.memory_mib, self.vcpus)
-        assert kind is not None  # or there were no template
-        vm: base.Vm | None = None
         try:
-            way = transport.Serial()
-            spec = making.machine_spec(
-                bundle, kind, ready.image, way.device, self._new_console(),
-                f"casemate-{ids.short(self.identifier)}", self.directory / "vmm.log",
-                mergeable=self.config.ksm != "off",
-            )  # fmt: skip
-            self._kills = self._oom_kills()
-            ready.given = True
-            vm = self._hypervisor.create(spec, jail)
-            vm.start()
-            vm.grow(self._grown_mib())
-            self.calls.resume(way.connect(self.config.boot_timeout, self._gone), ready.hello, self._link_closed)
+            return self._remake(jail, self._template)
         except (HypervisorError, LinkError) as error:
             # Without a template a machine only comes up later.
-            if vm is not None:
-                vm.kill()
-                vm.wait(END_SECONDS)
             self._boot_after_all(error)
             self.step("machine")
             return False
-        self._vm = vm
-        self._growth_mib = kind.growth_mib
-        vm.on_exit(self._ended)
-        self._facts["agent"] = line(str(ready.hello.get("version")), 64)
+
+    def _copy(self, jail: base.Confinement, taken: twins.Taken) -> bool:
+        from casemate.vm.hypervisor.qemu_twins import Twin
+
+        image = base.Image(None, taken.window, template.WINDOW_MIB)
+        way = transport.Serial()
+        spec = self._remade_spec(image, way)
+        self._kills = self._oom_kills()
+        taken.given = True
+        vm = Twin(taken.unborn, taken.numbers, spec, jail)
+        self._begin(vm, way, taken.hello, taken.channels, taken.memory_mib)
+        if taken.memory_mib == self.memory_mib:
+            self.believe(taken.facts)
+            self.known = True
         return True
+
+    def _remake(self, jail: base.Confinement, ready: Ready) -> bool:
+        way = transport.Serial()
+        spec = self._remade_spec(ready.image, way)
+        self._kills = self._oom_kills()
+        ready.given = True
+        self._begin(self._hypervisor.create(spec, jail), way, ready.hello, 0, TEMPLATE_MIB)
+        return True
+
+    def _remade_spec(self, image: base.Image, way: transport.Serial) -> base.VmSpec:
+        from casemate.vm.template import making
+
+        bundle, kind = self._bundle, self._class
+        assert bundle is not None and kind is not None  # or there were nothing to make it from
+        return making.machine_spec(
+            bundle, kind, image, way.device, self._new_console(), f"casemate-{ids.short(self.identifier)}",
+            self.directory / "vmm.log", mergeable=self.config.ksm != "off",
+        )  # fmt: skip
+
+    def _begin(
+        self, vm: base.Vm, way: transport.Serial, hello: dict[str, Any], channels: int, has_mib: int
+    ) -> None:
+        """Start a machine that comes from another one, and go on with its agent.
+
+        Arguments:
+            hello, channels: of the agent's link to another host, see :meth:`casemate.wall.calls.Calls.resume`.
+            has_mib: how much memory it has.
+        """
+        assert self._class is not None  # see above
+        try:
+            vm.start()
+            if self.memory_mib > has_mib:
+                vm.grow(self._grown_mib())
+            link = way.connect(self.config.boot_timeout, self._gone)
+            self.calls.resume(link, hello, self._link_closed, channels)
+        except BaseException:
+            vm.kill()
+            vm.wait(END_SECONDS)
+            raise
+        self._vm = vm
+        self._growth_mib = self._class.growth_mib
+        vm.on_exit(self._ended)
+        self.hello = hello
+        self._facts["agent"] = line(str(hello.get("version")), 64)
 
     def _plug(self, devices: Sequence[base.Device]) -> None:
         """Give a machine that came from a template what belongs to its sandbox; owns the devices' descriptors."""
         left = list(devices)
-        ready = self._template
-        assert ready is not None
         try:
-            size = ready.image.window_mib << 20
+            size = template.WINDOW_MIB << 20
             start = (TEMPLATE_MIB << 20) - size
             tags = []
             while left:
@@ -387,10 +506,28 @@ class Machine:
 
     def _broken_off(self, reason: str) -> None:
         """A file server's connection ended: the guest waits for its files for ever."""
+        if self.closed or self._parted:
+            return
         with self._lock:
             self._reason = self._reason or reason
         if self._vm is not None:
             self._vm.kill()
+
+    def drop_files(self) -> None:
+        """Take the shared file systems away, which the guest has unmounted, and end their servers.
+
+        Raises:
+            HypervisorError: the guest does not let one go.
+        """
+        self._parted = True
+        assert self.late is not None  # only a machine that comes from another one has them plugged in
+        for tag in self.late["tags"]:
+            self.vm().remove_device(tag)
+        servers, self._files = self._files, []
+        for server in servers:
+            server.kill()
+            server.wait(END_SECONDS)
+            server.close()
 
     def why(self, said: str) -> str:
         """The best reason known for a guest's silence.
@@ -447,10 +584,26 @@ class Machine:
                 self.calls.call("sandbox.grow", {"grown": self._grown_mib()})
             return self.memory_mib
 
+    def grow_late(self, memory_mib: int) -> None:
+        """As :meth:`grow`, for a machine that has no container yet: the guest waits for it with the first one.
+
+        Raises:
+            HypervisorError: there is no room for so much.
+        """
+        self.memory_mib = memory_mib
+        self.vm().grow(self._grown_mib())
+        if self.late is not None:
+            self.late["grown"] = self._grown_mib()
+
     def learn(self) -> None:
         """Ask the guest what it is, for :meth:`info`; what it does not tell stays out."""
         with contextlib.suppress(CasemateError):
-            self._facts.update(_believed(self.calls.call("sandbox.info", {})))
+            self.believe(self.calls.call("sandbox.info", {}))
+
+    def believe(self, said: object) -> None:
+        """As :meth:`learn`, of what the guest has said with something else."""
+        if isinstance(said, dict):
+            self._facts.update(_believed(said))
 
     def info(self) -> dict[str, Any]:
         """What was learnt of the guest, and the ids of the machine's processes."""
@@ -487,8 +640,8 @@ class Machine:
         self._gone.set()
         with self._lock:
             self._over = True
-        if self._booted and not self.closed:
-            self._heard.wait(LAST_WORDS_SECONDS)  # ends that it told of before its own are as it told them
+        if self._booted:  # ends that it told of before its own are as it told them
+            self._heard.wait(LAST_WORDS_SECONDS)
         self.calls.close(end.reason)
         oom = self._oom_kills() > self._kills
         last = self._last_line()
@@ -508,7 +661,7 @@ class Machine:
     def _watch_files(self, server: Process, messages: Console) -> None:
         """A guest without its files is of no use, and would wait for them for ever."""
         code = server.wait()
-        if not self.closed:
+        if not self.closed and not self._parted:
             how = "" if code is None else f" with {exit_text(code)}"
             messages.join(1.0)
             said = messages.last_line()
@@ -519,10 +672,14 @@ class Machine:
 
     def flush(self) -> None:
         """Have the guest write everything back; what is mapped and dirty would be lost with the machine."""
-        if self.calls.connected:
+        if self.calls.synced:
+            self._flushed = True
+        elif self.calls.connected:
             self._flushed = True
             with contextlib.suppress(CasemateError):
                 self.calls.call("sandbox.shutdown", {}, FLUSH_SECONDS)
+            if self.vm().wait(0) is not None:  # it was quicker than its answer: what it said before that counts
+                self._heard.wait(LAST_WORDS_SECONDS)
 
     def close(self) -> bool:
         """End the machine, in whatever state it is; may be called more than once.
@@ -536,16 +693,21 @@ class Machine:
             over = True
             if self._vm is not None:
                 self._vm.kill()
+            for server in self._files:
+                server.kill()
+            if self._vm is not None:  # all of them end at the same time
                 over = self._vm.wait(END_SECONDS) is not None
             self.calls.close("the sandbox is closed")
             for server in self._files:
-                server.kill()
                 if server.wait(END_SECONDS) is not None:
                     server.close()
                 else:
                     over = False
             if self._template is not None:
                 self._template.close()
+            if self._twin is not None:
+                self._twin.close()
+            self._lacks = None  # nothing is begun at the end
             self.end_turn()
         return over
 

@@ -1,6 +1,6 @@
 """A sandbox for several containers of an engine behind the vm wall: one virtual machine, two file servers.
 
-The containers' trees come as detached mounts and are shown to the guest while it runs, see :mod:`casemate.vm.trees`.
+The containers' trees come as detached mounts and are shown to the guest while it runs, see :mod:`casemate.wall.trees`.
 Network interfaces and disks are plugged in and out. The host's side of the network, the control groups and the
 containers' stand-ins are the keeper's affair.
 """
@@ -14,34 +14,32 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from casemate.config import Config
-from casemate.errors import CasemateError, HypervisorError, NetworkError, NotRunning, UsageError
+from casemate.errors import CasemateError, HypervisorError, UsageError
 from casemate.host import uids
 from casemate.host.cgroups import Cgroup
-from casemate.sandbox import Disk, Interface, Nic, PodSandbox, ProcessExit, ProcessStreams
-from casemate.vm import files, share, trees
-from casemate.vm.calls import ERRORS
+from casemate.sandbox import Disk, Interface, Nic, ProcessExit, ProcessStreams
+from casemate.vm import files
 from casemate.vm.hypervisor import base
 from casemate.vm.machine import Machine, close_devices
+from casemate.wall import share, trees
+from casemate.wall.asking import POD_ERRORS, AskingPod
 
 SLOTS = base.MAX_SLOTS
 """How many interfaces and disks there can be at a time; an empty slot costs nothing."""
-LAST_ENDS_SECONDS = 5.0
-"""How long the ends of a deleted container's processes may take to be told."""
 REFRESH_SECONDS = 5.0
-_ERRORS: Mapping[str, type[CasemateError]] = {**ERRORS, "no-such-process": NotRunning, "refused": NetworkError}
 _FILES_OF = {
     "memory": "memory.usage_in_bytes", "cpuacct": "cpuacct.usage", "cpu": "cpu.shares", "pids": "pids.max",
 }  # fmt: skip
 """By which file a directory of version 1 is known for a controller's."""
 
 
-class VmPod(PodSandbox):
+class VmPod(AskingPod):
     """Several containers in one virtual machine.
 
     Arguments:
@@ -72,6 +70,7 @@ class VmPod(PodSandbox):
         hypervisor: base.Hypervisor | None = None,
         oom_score_adj: int = 0,
     ) -> None:
+        super().__init__()
         self.config = config
         self.on_exit: Callable[[str, str | None, ProcessExit], None] = lambda id, exec_id, end: None
         self._id = pod_id
@@ -88,18 +87,16 @@ class VmPod(PodSandbox):
             on_end=lambda end: self.on_end(end),
             progress=progress,
             hypervisor=hypervisor,
-            errors=_ERRORS,
+            errors=POD_ERRORS,
             oom_score_adj=oom_score_adj,
         )
         self._machine.procs = cgroup_procs
         self._machine.cgroup = _group(cgroup_procs)
         self._calls = self._machine.calls
-        self._lock = threading.Lock()
         self._plugging = threading.Lock()
         self._setting_up = threading.Lock()
         self._set_up = False
         self._hostname = ""
-        self._containers: set[str] = set()
         self._attached: set[str] = set()
         self._nics: dict[str, tuple[str, Interface]] = {}
         """Hardware address to the device's id and what the guest is to make of it."""
@@ -190,34 +187,22 @@ class VmPod(PodSandbox):
     ) -> ProcessStreams:
         """Make a container. See :class:`casemate.sandbox.PodSandbox`."""
         request = {"id": id, "spec": spec, "user": "", "files": files, "memory": None, "sandbox": None}
-        process = spec.get("process")
-        terminal = bool(process.get("terminal")) if isinstance(process, dict) else False
         with self._setting_up:  # those that come together with the first must not be made in a guest without a name
             first = not self._set_up
             if first:
                 request["sandbox"] = self._setup()
-                streams = self._create(id, request, terminal, stdin, size, kept)
+                streams = self._take(id, request, stdin, size, kept)
                 self._set_up = True
         if not first:
-            return self._create(id, request, terminal, stdin, size, kept)
+            return self._take(id, request, stdin, size, kept)
         self._machine.learn()
         return streams
 
-    def _create(
-        self, id: str, request: dict[str, Any], terminal: bool, stdin: bool, size: tuple[int, int] | None,
-        kept: Sequence[str],
+    def _take(
+        self, id: str, request: dict[str, Any], stdin: bool, size: tuple[int, int] | None, kept: Sequence[str]
     ) -> ProcessStreams:
-        with self._lock:
-            self._containers.add(id)
         try:
-            key = (id, None)
-            return self._calls.begin(
-                key, "container.create", request, terminal=terminal, stdin=stdin, size=size, kept=kept
-            )
-        except BaseException:
-            with self._lock:
-                self._containers.discard(id)
-            raise
+            return self._create(id, request, stdin, size, kept)
         finally:
             self._machine.end_turn()
 
@@ -231,37 +216,6 @@ class VmPod(PodSandbox):
             "shares": self._machine.late,
         }
 
-    def start(self, id: str) -> None:
-        """Let the container's first process run. See :class:`casemate.sandbox.PodSandbox`."""
-        self._calls.call("container.start", {"id": id})
-
-    def exec(
-        self, id: str, exec_id: str, process: dict[str, Any], stdin: bool, size: tuple[int, int] | None,
-        kept: Sequence[str] = (),
-    ) -> ProcessStreams:
-        """Start another process in a container. See :class:`casemate.sandbox.PodSandbox`."""
-        request = {"id": id, "exec_id": exec_id, "process": process, "user": ""}
-        return self._calls.begin(
-            (id, exec_id), "container.exec", request, terminal=bool(process.get("terminal")), stdin=stdin, size=size,
-            kept=kept,
-        )  # fmt: skip
-
-    def signal(self, id: str, exec_id: str | None, signum: int, everyone: bool = False) -> None:
-        """Send a signal. See :class:`casemate.sandbox.PodSandbox`."""
-        self._calls.call("process.signal", {"id": id, "exec_id": exec_id, "signal": signum, "all": everyone})
-
-    def resize(self, id: str, exec_id: str | None, rows: int, columns: int) -> None:
-        """Tell a terminal its size. See :class:`casemate.sandbox.PodSandbox`."""
-        self._calls.call("process.resize", {"id": id, "exec_id": exec_id, "rows": rows, "cols": columns})
-
-    def pause(self, id: str) -> None:
-        """Stop a container's processes. See :class:`casemate.sandbox.PodSandbox`."""
-        self._calls.call("container.pause", {"id": id})
-
-    def resume(self, id: str) -> None:
-        """Let them go on. See :class:`casemate.sandbox.PodSandbox`."""
-        self._calls.call("container.resume", {"id": id})
-
     def stats(self, id: str) -> dict[str, Any]:
         """The guest's figures, ``limit`` of the guest in bytes, and ``host`` with the control group's.
 
@@ -269,24 +223,6 @@ class VmPod(PodSandbox):
         """
         result = self._calls.call("container.stats", {"id": id})
         return {**result, "limit": self._machine.memory_mib << 20, "host": self._machine.usage()}
-
-    def update(self, id: str, resources: dict[str, Any]) -> None:
-        """Change a container's bounds. See :class:`casemate.sandbox.PodSandbox`."""
-        self._calls.call("container.update", {"id": id, "resources": resources})
-
-    def delete(self, id: str) -> None:
-        """Remove a container from the guest. See :class:`casemate.sandbox.PodSandbox`."""
-        with contextlib.suppress(NotRunning):  # the whole sandbox has ended
-            self._calls.call("container.delete", {"id": id})
-        self._calls.forget(id, ProcessExit(137, error="the container was deleted", signal=9), LAST_ENDS_SECONDS)
-        with self._lock:
-            self._containers.discard(id)
-
-    def _out_of_memory(self, id: str) -> None:
-        with self._lock:
-            known = id in self._containers
-        if known:
-            self.on_oom(id)
 
     # ---- devices
 

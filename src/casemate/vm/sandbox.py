@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import signal
 import time
@@ -11,20 +12,19 @@ from dataclasses import replace
 from typing import Any
 
 from casemate.config import Config
-from casemate.host import cgroups, dns, network
+from casemate.errors import HostError
+from casemate.host import cgroups, dns, mounts, network
 from casemate.host.ports import PortProxy
 from casemate.keeper.store import Container
-from casemate.sandbox import ProcessExit, ProcessStreams, Sandbox
-from casemate.vm import files, share
+from casemate.sandbox import ProcessExit, ProcessStreams
+from casemate.vm import files
 from casemate.vm.hypervisor import base
-from casemate.vm.machine import Machine
-
-MAX_TASKS = 4096
-"""Processes and threads of a sandbox on the host: far more than the keeper's clients and the VMM's devices need, and
-what somebody who has broken out of the machine can make at most."""
+from casemate.vm.machine import MAX_TASKS, Machine
+from casemate.wall import share
+from casemate.wall.asking import AskingSandbox
 
 
-class VmSandbox(Sandbox):
+class VmSandbox(AskingSandbox):
     """One container in one virtual machine.
 
     Arguments:
@@ -45,14 +45,23 @@ class VmSandbox(Sandbox):
     ) -> None:
         self.config = config
         self.container = container
+        self._id = container.id
         self.spec = container.spec
         self.on_exit = on_exit
         self.memory_mib = self.spec.memory_mib or config.memory
-        self._machine = Machine(
-            config,
-            container.id,
-            container.path,
-            container.run_path,
+        self._machine = self._get_machine(progress, hypervisor)
+        self._calls = self._machine.calls
+        self._net: network.SandboxNet | None = None
+        self._proxy: PortProxy | None = None
+
+    # ---- birth
+
+    def _get_machine(self, progress: Callable[[str], None], hypervisor: base.Hypervisor | None) -> Machine:
+        return Machine(
+            self.config,
+            self.container.id,
+            self.container.path,
+            self.container.run_path,
             memory_mib=self.memory_mib,
             cpus=self.spec.cpus,
             on_exit=self._process_ended,
@@ -61,11 +70,6 @@ class VmSandbox(Sandbox):
             hypervisor=hypervisor,
             hint="end it with 'casemate rm -f'",
         )
-        self._calls = self._machine.calls
-        self._net: network.SandboxNet | None = None
-        self._proxy: PortProxy | None = None
-
-    # ---- birth
 
     def boot(self) -> None:
         """Start the machine and wait for its agent. See :class:`casemate.sandbox.Sandbox`.
@@ -87,6 +91,7 @@ class VmSandbox(Sandbox):
         netns = self._make_network()
         machine.step("files")
         share.build(self.container)
+        self._make_mount_points()
         devices: list[base.Device] = [machine.serve_files(files.TAG, run_path / share.SHARE, files.ROOT_KEEP)]
         if share.volumes(self.spec.oci):
             devices.append(machine.serve_files(files.VOLUMES_TAG, run_path / share.VOLUMES, 0))
@@ -99,6 +104,13 @@ class VmSandbox(Sandbox):
         os.close(netns)  # the VMM holds it now
         if self._proxy is not None and self.address:
             self._proxy.start(self.address)
+
+    def _make_mount_points(self) -> None:
+        """What the guest's files are mounted on. It would make it itself, but each step takes it a millisecond."""
+        root = share.root_path(self.container)
+        for entry in self._etc_files():
+            with contextlib.suppress(HostError, OSError):  # then the guest finds out why
+                os.close(mounts.mount_point(root, entry["path"], directory=False))
 
     def _make_network(self) -> int:
         """Make the sandbox's network namespace and what belongs to it; the namespace's descriptor."""
@@ -115,30 +127,35 @@ class VmSandbox(Sandbox):
         """Make the container and start its first process, in one request. See :class:`casemate.sandbox.Sandbox`."""
         spec = self.spec
         net = self._net
-        interfaces = []
-        if net is not None:
-            interfaces.append(
-                {"mac": net.mac, "addresses": [f"{net.address}/32"], "gateway": net.gateway, "mtu": net.mtu}
-            )
         request = {
             "id": spec.id,
             "spec": share.guest_spec(self.container),
             "user": spec.user,
             "files": self._etc_files(),
             "memory": None,
+            "last": True,  # with it the machine ends
+            "keeps": spec.keeps_files(),
+            "info": self._curious(),
             "sandbox": {
                 "hostname": spec.hostname,
-                "interfaces": interfaces,
+                "interfaces": [] if net is None else [interface(net)],
                 "time_ns": time.time_ns(),
                 "entropy": base64.b64encode(os.urandom(64)).decode(),
                 "shares": self._machine.late,
             },
         }
         key = (spec.id, None)
-        streams = self._calls.begin(key, "container.run", request, terminal=bool(spec.tty), stdin=stdin, size=size)
+        told: dict[str, Any] = {}
+        streams = self._calls.begin(
+            key, "container.run", request, terminal=bool(spec.tty), stdin=stdin, size=size, told=told
+        )
         self._machine.end_turn()
-        self._machine.learn()
+        self._machine.believe(told.get("guest"))
         return streams
+
+    def _curious(self) -> bool:
+        """Whether the guest is to tell what it is, with its answer."""
+        return not self._machine.known
 
     def _etc_files(self) -> list[dict[str, Any]]:
         spec = self.spec
@@ -156,24 +173,6 @@ class VmSandbox(Sandbox):
         return replace(settings, nameservers=self.spec.dns) if self.spec.dns else settings
 
     # ---- processes
-
-    def exec(
-        self, exec_id: str, process: dict[str, Any], user: str, stdin: bool, size: tuple[int, int] | None
-    ) -> ProcessStreams:
-        """Start another process in the container. See :class:`casemate.sandbox.Sandbox`."""
-        request = {"id": self.spec.id, "exec_id": exec_id, "process": process, "user": user}
-        return self._calls.begin(
-            (self.spec.id, exec_id), "container.exec", request,
-            terminal=bool(process.get("terminal")), stdin=stdin, size=size,
-        )  # fmt: skip
-
-    def signal(self, exec_id: str | None, signum: int) -> None:
-        """Send a signal. See :class:`casemate.sandbox.Sandbox`."""
-        self._calls.call("process.signal", {"id": self.spec.id, "exec_id": exec_id, "signal": signum, "all": False})
-
-    def resize(self, exec_id: str | None, rows: int, columns: int) -> None:
-        """Tell a terminal its size. See :class:`casemate.sandbox.Sandbox`."""
-        self._calls.call("process.resize", {"id": self.spec.id, "exec_id": exec_id, "rows": rows, "cols": columns})
 
     def pause(self) -> None:
         """Stop the machine's processors. See :class:`casemate.sandbox.Sandbox`."""
@@ -202,10 +201,6 @@ class VmSandbox(Sandbox):
             end = replace(end, error=f"out of memory: the limit is {self.memory_mib} MiB for the whole guest")
         self.on_exit(exec_id, end)
 
-    def refresh(self) -> None:
-        """Have the guest look at its files again. See :class:`casemate.sandbox.Sandbox`."""
-        self._calls.call("sandbox.refresh", {})
-
     def flush(self) -> None:
         """Have the guest write everything back. See :class:`casemate.sandbox.Sandbox`."""
         self._machine.flush()
@@ -219,3 +214,8 @@ class VmSandbox(Sandbox):
             self._proxy.close()
         self._machine.close()
         share.unmount(self.container.run_path)
+
+
+def interface(net: network.SandboxNet) -> dict[str, Any]:
+    """What a guest is told of its interface (``docs/protocol.md``)."""
+    return {"mac": net.mac, "addresses": [f"{net.address}/32"], "gateway": net.gateway, "mtu": net.mtu}

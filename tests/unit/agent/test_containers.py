@@ -51,6 +51,16 @@ def test_a_created_container_waits_for_its_start(box: Box) -> None:
     assert refused(box, "container.start", id="c")[0] in ("failed", "no-such-container")
 
 
+@pytest.mark.parametrize(("more", "synced"), [({}, True), ({"keeps": True}, True), ({"keeps": False}, None)])
+def test_the_last_container_writes_back_what_outlives_it(
+    box: Box, more: dict[str, Any], synced: bool | None
+) -> None:
+    """And takes nothing away: the machine ends with it."""
+    box.start("c", "true", last=True, **more)
+    assert box.ended.wait("c").get("synced") is synced
+    assert os.listdir(box.path / "run/containers")
+
+
 def test_start_has_its_time(box: Box) -> None:
     assert refused(box, "container.start", id="none")[0] == "no-such-container"
     assert refused(box, "container.start", id=3)[0] == "bad-spec"

@@ -68,7 +68,8 @@ def test_further_processes(box: Box) -> None:
         "tty",
         "/bin/sh",
         "-c",
-        "until stty size 2> /dev/null; do :; done; tty; read x; echo [$x]; exit 2",  # exec sets it a moment later
+        # exec sets it a moment later, and until then stty(1) of busybox says nothing, and ends with 0.
+        'until [ "$(stty size 2> /dev/null)" ]; do :; done; stty size; tty; read x; echo [$x]; exit 2',
         stdin=True,
         terminal=True,
         size=[21, 42],

@@ -157,10 +157,11 @@ def test_terminal(box: Box) -> None:
 
 
 def test_a_grandchild_that_keeps_the_pipe(box: Box) -> None:
-    began = time.monotonic()
-    started = box.start("g", "sh", "-c", "(sleep 1; echo late) & echo early; exit 5")
+    gate = box.path / "gate"
+    os.mkfifo(gate)
+    started = box.start("g", "sh", "-c", f"(read go <{gate}; echo late) & echo early; exit 5")
     assert box.ended.wait("g")["status"] == 5
-    assert time.monotonic() - began < 1
+    gate.write_text("go\n")
     assert started.output() == b"early\nlate\n"
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from casemate.cli import logs as logs_command
 from casemate.cli import stats as stats_command
 from casemate.cli.attach import Interrupted
 from casemate.cli.main import main
+from casemate.config import Config
 from casemate.errors import CommandNotExecutable, CommandNotFound, HypervisorError, NotRunning
 from casemate.keeper import store
 from casemate.keeper.store import Container, ContainerSpec, ContainerState, Store
@@ -109,9 +111,9 @@ def test_a_signal_in_the_middle_of_making_a_container_leaves_nothing(
 ) -> None:
     create = Store.create
 
-    def interrupted(store: Store, spec: ContainerSpec) -> Container:
+    def interrupted(store: Store, spec: ContainerSpec, prepared: Path | None) -> Container:
         os.kill(os.getpid(), signal.SIGTERM)
-        return create(store, spec)
+        return create(store, spec, prepared)
 
     monkeypatch.setattr(Store, "create", interrupted)
     assert main(["run", "busybox"]) == 143
@@ -632,6 +634,41 @@ def test_check_of_this_machine_ends_in_findings(world: World, monkeypatch: pytes
     assert {"qemu", "virtiofsd", "skopeo", "guest bundle", "disk space", "containers"} <= set(names)
     bundle = next(each for each in check.findings(world.config) if each.name == "guest bundle")
     assert not bundle.ok and "casemate guest build" in bundle.fix
+
+
+def test_check_tells_of_machines_to_copy(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from casemate.cli import check
+    from casemate.vm import twins
+    from casemate.vm.hypervisor import twin
+
+    def told(config: Config) -> tuple[bool, str]:
+        found = check._twins(config)
+        assert found.name == "twins" and found.ok == (not found.fix)
+        return found.ok, found.detail
+
+    monkeypatch.setattr("casemate.config.machine", lambda: "x86_64")
+    monkeypatch.setattr(twin, "machine", lambda: "x86_64")
+    library = tmp_path / "library"
+    monkeypatch.setattr(twin, "LIBRARY", library)
+    config = replace(world.config, run=tmp_path)
+    assert told(replace(config, twins="off")) == (True, "off")
+    assert told(replace(config, template="off")) == (True, "off")
+    assert told(config) == (False, "the library that QEMU is copied by is not built")
+    library.write_bytes(b"")
+    assert told(config) == (True, "made with the next start")
+    kind = twins.Kind("ab" * 32, 1024, 1)
+    descriptor = twins.hold(config, kind)
+    assert descriptor is not None
+    try:
+        assert told(config) == (True, "made with the next start")
+        monkeypatch.setattr(Path, "is_socket", lambda path: True)
+        assert told(config) == (True, "ready: 1024 MiB")
+        twins.note(twins.place(config, kind), "no memory")
+        assert told(config) == (False, "no memory")
+    finally:
+        os.close(descriptor)
+    monkeypatch.setattr("casemate.config.machine", lambda: "aarch64")
+    assert told(config) == (True, "not there for aarch64")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.cli.installers import changes, containerd, docker, jsontext, ksm, podman
+from casemate.cli.installers import changes, containerd, docker, jsontext, ksm, podman, unit
 from casemate.cli.main import main
 from casemate.errors import ConfigError, HostError
 
@@ -201,7 +201,7 @@ def test_only_root_changes_anything(machine: Machine, monkeypatch: pytest.Monkey
 
 def test_an_unknown_engine_is_told(machine: Machine, capsys: Capture) -> None:
     assert machine.run("lxc") == 125
-    assert "unknown engine 'lxc' (known are docker, podman, containerd, ksm)" in capsys.readouterr().err
+    assert "unknown engine 'lxc' (known are docker, podman, containerd, ksm, pool)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -467,6 +467,15 @@ def test_the_unit_is_made_shown_and_taken_back(throttled: Machine, capsys: Captu
     assert after == before
 
 
+def test_the_pools_unit_ends_nothing_but_the_pool(throttled: Machine, capsys: Capture) -> None:
+    assert throttled.run("pool") == 0
+    text = throttled.file.read_text()
+    assert f"\nExecStart={throttled.links}/casemate pool\n" in text and "\nKillMode=process\n" in text
+    assert "systemctl enable --now casemate-pool.service" in capsys.readouterr().out
+    assert throttled.run("ksm") == 125, "another unit of ours is not this one"
+    assert throttled.run("pool", "--undo") == 0 and not throttled.file.exists()
+
+
 def test_a_unit_that_was_changed_or_is_anothers_is_left_alone(throttled: Machine, capsys: Capture) -> None:
     throttled.run("ksm")
     ours = throttled.file.read_text()
@@ -491,10 +500,10 @@ def test_a_unit_that_was_changed_or_is_anothers_is_left_alone(throttled: Machine
     ],
 )
 def test_a_program_in_a_unit_is_quoted(path: str, word: str) -> None:
-    assert ksm.quoted(path) == word
+    assert unit.quoted(path) == word
     for odd in "\n\"'\\":
         with pytest.raises(ConfigError, match="unit"):
-            ksm.quoted(path + odd)
+            unit.quoted(path + odd)
 
 
 # ---- containerd

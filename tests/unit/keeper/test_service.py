@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from casemate.errors import CommandNotFound, HostError, NotRunning, UsageError
+from casemate.errors import CommandNotFound, HostError, NotRunning, Unsupported, UsageError
 from casemate.keeper import client, logs, reap
 from casemate.keeper.control import Connection, raise_error
 from casemate.keeper.service import Keeper
@@ -179,6 +179,21 @@ def test_stop_and_wait_agree(tmp_path: Path) -> None:
     waiter.join(10)
     keeper.join()
     assert results == [143] or results == []  # one that came too late is told so by NotRunning
+
+
+def test_only_the_sentry_can_be_looked_into(tmp_path: Path) -> None:
+    keeper = Running(tmp_path)
+    keeper.run()
+    requests = client.Client(keeper.seen)
+    with pytest.raises(Unsupported, match="not behind the sentry"):
+        requests.debug("ps", None)
+    asked: list[Any] = []
+    keeper.sandbox.debug = lambda what, pid: asked.append((what, pid)) or {"rows": [], "cut": False}  # type: ignore[method-assign, func-returns-value]
+    requests.pause()
+    assert requests.debug("stacks", 7) == {"rows": [], "cut": False}
+    assert asked == [("stacks", 7)]
+    requests.signal(9)
+    keeper.join()
 
 
 def test_pause_refuses_work_and_kill_ends_it(tmp_path: Path) -> None:

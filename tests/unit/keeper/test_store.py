@@ -204,3 +204,12 @@ def test_a_used_id_does_not_cost_its_owner(tmp_path: Path) -> None:
         store.create(make_spec("two", id=made.id))
     assert (made.path / "upper" / "mine").exists()
     release(made)
+
+
+@pytest.mark.parametrize(
+    ("remove", "kind", "keeps"),
+    [(True, "tmpfs", False), (True, "bind", True), (False, "tmpfs", True)],
+)
+def test_what_outlives_a_container(remove: bool, kind: str, keeps: bool) -> None:
+    mounts = [{"destination": "/proc", "type": "proc"}, {"destination": "/data", "type": kind}]
+    assert make_spec(remove=remove, oci={"mounts": mounts}).keeps_files() is keeps

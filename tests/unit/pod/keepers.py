@@ -271,7 +271,7 @@ class House:
         self._lock_fd, self.pod.lock_fd = self.pod.lock_fd or -1, None
 
         def wall(
-            pod: Pod, memory_mib: int, cpus: float | None, procs: tuple[Path, ...], oom_score: int
+            wall: str, pod: Pod, memory_mib: int, cpus: float | None, procs: tuple[Path, ...], oom_score: int
         ) -> PodSandbox:
             self.walls.append((memory_mib, cpus))
             return self.sandbox
@@ -398,9 +398,9 @@ def follow(house: House) -> list[dict[str, Any]]:
 
 
 def wait_until(holds: Any) -> bool:
-    """Look at something that tells of no change, for at most ten seconds."""
+    """Look at something that tells of no change, for at most thirty seconds."""
     clock = threading.Event()
-    for _ in range(1000):
+    for _ in range(3000):
         if holds():
             return True
         clock.wait(0.01)

@@ -6,6 +6,7 @@ import os
 import pty
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,9 @@ from casemate.errors import (
 from casemate.keeper.control import Connection
 from casemate.pod import removal, service
 from casemate.pod.cgroup import machine_mib
+from casemate.pod.client import PodClient
 from casemate.pod.model import Record
+from casemate.pod.server import Server
 from casemate.sandbox import ProcessExit
 from tests.unit.pod.keepers import SPEC, House, Peer, follow, opened, wait_until
 
@@ -312,6 +315,34 @@ def test_a_member_may_ask_before_the_first(house: House) -> None:
     assert [record.status for record in house.store.list()] == ["created", "created"]
 
 
+def test_a_member_may_ask_before_the_keeper_listens(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen, connect = Server.listen, PodClient._connect
+    come, asked = threading.Event(), threading.Event()
+
+    def late(server: Server, path: Path) -> None:
+        assert come.wait(30)
+        listen(server, path)
+
+    def note(client: PodClient, timeout: float | None = None) -> Connection:
+        try:
+            return connect(client, timeout)
+        except NotRunning:
+            asked.set()
+            raise
+
+    monkeypatch.setattr(Server, "listen", late)
+    monkeypatch.setattr(PodClient, "_connect", note)
+    connection = house.launch()
+    peer, other = house.record("one"), house.record("two")
+    thread = threading.Thread(target=house.ask, args=("two", other, None))
+    thread.start()
+    assert asked.wait(30)
+    come.set()
+    house.ask("one", peer, connection)
+    thread.join(30)
+    assert [record.status for record in house.store.list()] == ["created", "created"]
+
+
 def test_a_member_hears_when_the_machine_does_not_come_up(house: House) -> None:
     house.sandbox.block["boot"] = threading.Event()
     house.sandbox.fail["boot"] = ContainerError("no machine today")
@@ -431,6 +462,22 @@ def test_who_makes_it_may_be_gone_when_it_is_made(house: House) -> None:
     house.sandbox.block["create"].set()
     assert peer.wait() == 137
     assert house.client.wait("two")["status"] == 137
+    assert house.store.get("two").status == "stopped" and house.store.get("one").status == "running"
+
+
+def test_who_starts_it_may_be_gone_when_it_is_started(house: House) -> None:
+    """Its engine believes that it has not started, and would delete it as such."""
+    house.running("one")
+    peer = house.create("two")
+    house.sandbox.block["start"] = threading.Event()
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(str(house.pod.run_path / "control.sock"))  # type: ignore[union-attr]
+    connection = Connection(sock)
+    connection.send({"op": "start", "id": "two", "fds": []})
+    assert wait_until(lambda: ("start", "two") in house.sandbox.calls)
+    connection.close()
+    house.sandbox.block["start"].set()
+    assert peer.wait() == 137
     assert house.store.get("two").status == "stopped" and house.store.get("one").status == "running"
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import zstandard
 from scripts import debian_image
 
 
-def fake_bootstrap(suite: str, tar: Path) -> None:
+def fake_bootstrap(suite: str, tar: Path, packages: Sequence[str], hooks: Sequence[str]) -> None:
     with tarfile.open(tar, "w") as archive:
         entry = tarfile.TarInfo("etc/hello")
         entry.size = 5
@@ -50,7 +51,7 @@ def test_layout_is_whole_from_the_index_to_the_file(layout: Path) -> None:
 
 
 def test_it_is_made_once(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(suite: str, tar: Path) -> None:
+    def never(suite: str, tar: Path, packages: Sequence[str], hooks: Sequence[str]) -> None:
         raise AssertionError("made again")
 
     monkeypatch.setattr(debian_image, "_bootstrap", never)
@@ -58,12 +59,12 @@ def test_it_is_made_once(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_recipe_is_another_image(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(debian_image, "PACKAGES", ("bash",))
+    monkeypatch.setitem(debian_image.IMAGES, debian_image.TAG, ("bash",))
     assert debian_image.build(layout.parent.parent) != layout
 
 
 def test_what_failed_halfway_is_not_taken_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(suite: str, tar: Path) -> None:
+    def broken(suite: str, tar: Path, packages: Sequence[str], hooks: Sequence[str]) -> None:
         tar.write_bytes(b"half")
         raise RuntimeError("mmdebstrap failed")
 

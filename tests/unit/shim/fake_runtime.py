@@ -2,7 +2,8 @@
 """An OCI runtime for tests: its containers are plain processes of whoever runs it. It says what it was asked.
 
 Every command line is appended to ``calls`` in its root. A file ``fail-VERB`` there makes that verb fail with its
-contents as the error, ``slow-VERB`` makes it begin that many seconds late, ``late-VERB`` end that many seconds late.
+contents as the error; where ``before-VERB`` or ``after-VERB`` is a FIFO it begins, or ends, when somebody has opened
+that for writing and closed it.
 """
 
 import array
@@ -15,7 +16,6 @@ import signal
 import socket
 import sys
 import termios
-import time
 
 
 def main() -> None:
@@ -30,11 +30,11 @@ def main() -> None:
     with open(f"{root}/calls", "a") as file:
         file.write(json.dumps([verb, *words, *(key for key in options if key not in ("--root", "--log"))]) + "\n")
     try:
-        time.sleep(float(read(f"{root}/slow-{verb}") or 0))
+        read(f"{root}/before-{verb}")
         if error := read(f"{root}/fail-{verb}"):
             raise RuntimeError(error)
         VERBS[verb](root, words)
-        time.sleep(float(read(f"{root}/late-{verb}") or 0))
+        read(f"{root}/after-{verb}")
     except RuntimeError as error:
         with open(options["--log"], "a") as file:
             file.write(json.dumps({"level": "info", "msg": "about to fail"}) + "\n")

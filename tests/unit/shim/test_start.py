@@ -23,6 +23,7 @@ import pytest
 from casemate import __version__
 from casemate.shim import main, messages, options, start, ttrpc, wire
 from casemate.shim.loop import Loop
+from casemate.shim.runtime import Runtime
 from casemate.shim.status import StatusError
 from casemate.shim.task import NAMES
 from tests.unit.shim.world import FAKE
@@ -318,11 +319,23 @@ def test_options_of_both_kinds(tmp_path: Path) -> None:
     assert (found["binary_name"], found["io_gid"]) == ("x", 7)
     body = wire.encode(messages.RUNTIME_OPTIONS, {"config_body": b'Root = "/r"'})
     assert options.read({"type_url": messages.RUNTIME_OPTIONS.name, "value": body})["root"] == "/r"
+    assert _toml(tmp_path, 'Wall = "sentry"')["wall"] == "sentry"
     empty = {"type_url": messages.RUNTIME_OPTIONS.name, "value": b""}
     assert options.read(empty) == options.defaults()
 
 
-@pytest.mark.parametrize("text", ["Unknown = 1", 'IoGid = "7"', "SystemdCgroup = 1", "= bad", "Root = 'x"])
+def test_the_wall_is_told_to_the_runtime(tmp_path: Path) -> None:
+    nothing: Any = None
+    for wall, words in (("", []), ("sentry", ["--wall", "sentry"])):
+        chosen = {**options.defaults(), "wall": wall}
+        command = Runtime(nothing, nothing, chosen, "ns", str(tmp_path)).command(["state", "c"])
+        assert command[-len(words) - 2 :] == [*words, "state", "c"]
+        assert ("--wall" in command) == bool(wall)
+
+
+@pytest.mark.parametrize(
+    "text", ["Unknown = 1", 'IoGid = "7"', "SystemdCgroup = 1", "= bad", "Root = 'x", 'Wall = "sand"']
+)
 def test_options_that_are_wrong(tmp_path: Path, text: str) -> None:
     with pytest.raises(StatusError):
         _toml(tmp_path, text)

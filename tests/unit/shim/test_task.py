@@ -22,6 +22,14 @@ def refused(world: World, method: str, **fields: Any) -> tuple[int, str]:
     return caught.value.code, caught.value.message
 
 
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def test_a_container_from_its_creation_to_its_deletion(world: World) -> None:
     pid = world.create("box", "sh", "-c", "exit 7")["pid"]
     assert world.call("State", id="box")["status"] == messages.CREATED
@@ -54,19 +62,25 @@ def test_death_by_signal_is_128_and_the_signal(world: World) -> None:
 
 
 def test_the_start_is_told_before_the_end(world: World) -> None:
-    for verb in ("start", "create", "exec"):
-        world.trouble(verb, "late", "0.3")  # the process has ended before the runtime has
+    for verb in ("start", "exec"):
+        world.hold(verb, "after")  # the process has ended before the runtime has
     world.create("box", "sh", "-c", "exit 3")
     pid = world.call("State", id="box")["pid"]
     future = world.ask("Start", id="box")
-    world.until(lambda: not os.path.exists(f"/proc/{pid}"))
+    world.until(lambda: ended(pid))
     assert not future.done
+    world.let_go("start", "after")
     assert world.loop.run_until(future, 10) == {"pid": pid}
     assert world.call("Wait", id="box")["exit_status"] == 3
     assert world.topics(3) == ["create", "start", "exit"]
     world.run("other", "sleep", "60")
     world.add("other", "more", "sh", "-c", "exit 4")
-    world.call("Start", id="other", exec_id="more")
+    future = world.ask("Start", id="other", exec_id="more")
+    file = world.tmp / "other" / "more.pid"
+    world.until(lambda: file.exists() and file.read_text() and ended(int(file.read_text())))
+    assert not future.done
+    world.let_go("exec", "after")
+    assert world.loop.run_until(future, 10) == {"pid": int(file.read_text())}
     assert world.call("Wait", id="other", exec_id="more")["exit_status"] == 4
     assert world.topics(8)[5:] == ["exec-added", "exec-started", "exit"]
 
@@ -298,7 +312,7 @@ def test_a_runtime_that_is_not_there(world: World, tmp_path: Path) -> None:
 
 
 def test_a_runtime_that_is_late_is_killed_and_cleared_up_after(world: World) -> None:
-    world.trouble("create", "slow", "60")
+    world.hold("create")
     options = world.tmp / "box"
     options.mkdir()
     world.bundle("box", "true")
@@ -368,14 +382,15 @@ def test_shutdown_waits_for_the_last_container(world: World) -> None:
 
 def test_shutdown_in_the_middle_of_a_creation_that_fails_ends_the_shim_after_it(world: World) -> None:
     """containerd's client died: it gives the shim up at once, and does not ask again."""
-    world.trouble("create", "slow", "1")
+    world.hold("create")
     world.trouble("create")
     value = wire.encode(messages.RUNTIME_OPTIONS, {"config_path": str(world.options)})
     options = {"type_url": messages.RUNTIME_OPTIONS.name, "value": value}
     creation = world.ask("Create", id="box", bundle=str(world.bundle("box", "true")), options=options)
-    world.until(lambda: "create" in [one[0] for one in world.calls()])
+    world.held("create")
     world.call("Shutdown", id="box")
     assert world.process.poll() is None
+    world.let_go("create")
     with pytest.raises(StatusError):
         world.loop.run_until(world.loop.bounded(creation, 20), 20)
     assert world.until(lambda: world.process.poll() is not None)
@@ -384,30 +399,34 @@ def test_shutdown_in_the_middle_of_a_creation_that_fails_ends_the_shim_after_it(
 
 def test_what_is_being_made_is_deleted_when_it_is_there(world: World) -> None:
     """containerd's client went away: it is not there yet, and a deletion that says so would leave it behind."""
-    world.trouble("create", "slow", "1")
+    world.hold("create")
     value = wire.encode(messages.RUNTIME_OPTIONS, {"config_path": str(world.options)})
     options = {"type_url": messages.RUNTIME_OPTIONS.name, "value": value}
     creation = world.ask("Create", id="box", bundle=str(world.bundle("box", "true")), options=options)
-    world.until(lambda: "create" in [one[0] for one in world.calls()])
+    world.held("create")
     with pytest.raises(StatusError, match="not created"):
         world.call("State", id="box")
     assert not creation.done
-    world.call("Delete", id="box")
+    deletion = world.ask("Delete", id="box")
+    world.call("Connect", id="box")  # which is answered after the deletion was asked for
+    world.let_go("create")
+    world.loop.run_until(deletion, 20)
     assert creation.done
     assert "delete" in [one[0] for one in world.calls()]
 
 
 def test_what_nobody_hears_of_any_more_is_deleted(world: World) -> None:
     """containerd died in a creation. The one that is started anew does not know of the container."""
-    world.trouble("create", "slow", "1")
+    world.hold("create")
     value = wire.encode(messages.RUNTIME_OPTIONS, {"config_path": str(world.options)})
     options = {"type_url": messages.RUNTIME_OPTIONS.name, "value": value}
     other = world.connect()
     request = {"id": "box", "bundle": str(world.bundle("box", "true")), "options": options}
     task = "containerd.task.v2.Task"
     other.call(task, "Create", messages.CREATE_REQUEST, request, messages.CREATE_RESPONSE, 20)
-    world.until(lambda: "create" in [one[0] for one in world.calls()])
+    world.held("create")
     other.close()
+    world.let_go("create")
     assert world.until(lambda: "delete" in [one[0] for one in world.calls()])
     with pytest.raises(StatusError, match="not created"):
         world.call("Delete", id="box")
@@ -417,17 +436,20 @@ def test_what_nobody_hears_of_any_more_is_deleted(world: World) -> None:
 @pytest.mark.parametrize("name", ["box", "other"])
 def test_shutdown_in_the_name_of_what_is_being_made_gives_that_up(world: World, name: str) -> None:
     """containerd was started anew, and found a shim without a container."""
-    world.trouble("create", "slow", "1")
+    world.hold("create")
     value = wire.encode(messages.RUNTIME_OPTIONS, {"config_path": str(world.options)})
     options = {"type_url": messages.RUNTIME_OPTIONS.name, "value": value}
     creation = world.ask("Create", id="box", bundle=str(world.bundle("box", "true")), options=options)
-    world.until(lambda: "create" in [one[0] for one in world.calls()])
+    world.held("create")
     world.call("Shutdown", id=name)
+    world.let_go("create")
     if name == "box":
         with pytest.raises(StatusError, match="given up"):
             world.loop.run_until(world.loop.bounded(creation, 20), 20)
         assert world.until(lambda: world.process.poll() is not None)
         assert "delete" in [one[0] for one in world.calls()]
+        assert not world.containerd.events, "of what is not there nothing is told"
+        assert "not heard of" not in (world.tmp / "shim.log").read_text()
     else:
         world.loop.run_until(world.loop.bounded(creation, 20), 20)
         assert world.call("State", id="box")["status"] == messages.CREATED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from casemate.shim.loop import Loop
 from casemate.shim.task import NAMES, Task
 
 FAKE = Path(__file__).with_name("fake_runtime.py")
-SECONDS = 20.0
+SECONDS = 60.0
 TABLES = {name: method[:2] for name, method in Task(cast(Any, None)).service().items()}
 """Methods of the task service: the tables of request and answer."""
 EVENT_TABLES = {table.name: table for table in vars(messages).values() if isinstance(table, wire.Table)}
@@ -165,10 +166,36 @@ class World:
         path = self.root / "tests" / "calls"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def trouble(self, verb: str, how: str = "fail", value: str = "it went wrong") -> None:
-        """Have the runtime fail, or be slow."""
+    def trouble(self, verb: str) -> None:
+        """Have the runtime fail."""
         (self.root / "tests").mkdir(parents=True, exist_ok=True)
-        (self.root / "tests" / f"{how}-{verb}").write_text(value)
+        (self.root / "tests" / f"fail-{verb}").write_text("it went wrong")
+
+    def hold(self, verb: str, when: str = "before") -> None:
+        """Have the runtime wait ``before`` or ``after`` it does something, until it is let go."""
+        (self.root / "tests").mkdir(parents=True, exist_ok=True)
+        os.mkfifo(self.root / "tests" / f"{when}-{verb}")
+
+    def let_go(self, verb: str, when: str = "before") -> None:
+        """Let the runtime go on, once it waits there. Who comes after it is not held any more."""
+        path = self.root / "tests" / f"{when}-{verb}"
+
+        def waits() -> bool:
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return False
+            path.unlink()
+            os.close(fd)
+            return True
+
+        self.until(waits)
+
+    def held(self, verb: str) -> None:
+        """Work until the runtime was asked to do something that it is held before."""
+        self.until(lambda: verb in [one[0] for one in self.calls()])
 
     # --- streams ---
 

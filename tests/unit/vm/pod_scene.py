@@ -16,10 +16,11 @@ from casemate import ids
 from casemate.config import Config
 from casemate.protocol.link import Link
 from casemate.sandbox import Disk, Interface, Nic, ProcessStreams
-from casemate.vm import files, trees
+from casemate.vm import files
 from casemate.vm.hypervisor import base
 from casemate.vm.hypervisor.fake import FakeHypervisor, FakeVm
 from casemate.vm.pod import VmPod
+from casemate.wall import trees
 from tests.unit.vm.test_sandbox import WAIT, Guest, NoFiles
 
 SPEC: dict[str, Any] = {"process": {"args": ["true"], "terminal": False}, "root": {"path": "/run/casemate/share/a"}}

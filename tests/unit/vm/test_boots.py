@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,32 @@ def test_as_many_as_slots_then_one_waits(tmp_path: Path) -> None:
     thread.join()
     held[1].end()
     gone.set()
+
+
+@pytest.mark.parametrize("freed", [0, 1])
+def test_whichever_slot_is_free_first_is_taken_and_nothing_is_kept_of_the_other(tmp_path: Path, freed: int) -> None:
+    gone, free = threading.Event(), threading.Event()
+    held = [take(tmp_path, 2, free, gone) for _ in range(2)]
+    orders = [threading.Event() for _ in range(3)]
+    ended = threading.Semaphore(0)
+
+    def queue(waiting: threading.Event) -> None:
+        take(tmp_path, 2, waiting, gone).end()
+        ended.release()
+
+    threads = [threading.Thread(target=queue, args=(waiting,)) for waiting in orders]
+    for thread, waiting in zip(threads, orders, strict=True):
+        thread.start()
+        assert waiting.wait(10)
+    held[freed].end()  # all have it, one after the other, while the other slot stays where it is
+    for _ in threads:
+        assert ended.acquire(timeout=10)
+    held[1 - freed].end()
+    assert not free.is_set()
+    deadline = time.monotonic() + 10
+    while boots.busy(config(tmp_path, 2)):
+        assert time.monotonic() < deadline, "a slot is kept by who has had his turn"
+        time.sleep(0.01)
 
 
 def test_who_is_not_wanted_any_more_stops_waiting(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from casemate.protocol.wire import RequestFailed
 from casemate.sandbox import Disk, Nic, ProcessExit
 from casemate.vm import pod as pod_module
 from casemate.vm.hypervisor import base
+from casemate.wall import asking
 from tests.unit.vm.pod_scene import Mute, PodScene, fake_files, in_thread, interface, is_closed, nic
 from tests.unit.vm.pod_scene import scene as scene  # a fixture
 from tests.unit.vm.test_sandbox import WAIT, NoFiles
@@ -193,7 +194,7 @@ def test_a_deleted_containers_ends_are_told_before_delete_returns(scene: PodScen
 def test_a_guest_that_keeps_silent_of_ends_does_not_keep_them(
     scene: PodScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pod_module, "LAST_ENDS_SECONDS", 0.1)
+    monkeypatch.setattr(asking, "LAST_ENDS_SECONDS", 0.1)
     scene.boot()
     scene.create("a")
     scene.exec("a", "e")

@@ -21,9 +21,10 @@ from casemate.keeper.store import Store
 from casemate.protocol.link import Link
 from casemate.protocol.wire import LinkClosed, RequestFailed
 from casemate.sandbox import ProcessExit
-from casemate.vm import files, guest, sandbox, share
+from casemate.vm import files, guest, sandbox
 from casemate.vm.hypervisor import base, probe
 from casemate.vm.hypervisor.fake import FakeHypervisor, FakeVm
+from casemate.wall import share
 from tests.unit.keeper.helpers import make_spec
 
 WAIT = 20

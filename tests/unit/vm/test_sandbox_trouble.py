@@ -14,7 +14,8 @@ import pytest
 from casemate.errors import AgentError, HypervisorError
 from casemate.protocol import wire
 from casemate.protocol.wire import RequestFailed
-from casemate.vm import boots, files, machine, share
+from casemate.vm import boots, files, machine
+from casemate.wall import share
 from tests.unit.vm.test_sandbox import NoFiles, Scene
 from tests.unit.vm.test_sandbox import server as server  # a fixture
 
@@ -87,13 +88,13 @@ def test_only_what_a_guest_may_say_of_itself_is_kept(scene: Scene) -> None:
         deep = [deep]
 
     def answer(method: str, params: dict[str, Any]) -> dict[str, Any]:
-        if method != "sandbox.info":
+        if method != "container.run" or params.get("info") is not True:
             return {}
-        return {
+        return {"pid": 2, "guest": {
             "kernel": "6.1.0\x1b[2J" + "x" * 10_000, "uptime_ms": 5, "mem_total": "lots", "boot_id": None,
             "accelerator": "kvm", "bundle": "mine", "processes": {"keeper": 1}, "address": "8.8.8.8",
             "deep": deep, "zeros": [0] * 100_000, "python": "3.11.2", "agent_version": True,
-        }  # fmt: skip
+        }}  # fmt: skip
 
     scene.guest.answer = answer
     scene.sandbox.boot()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from casemate.agent.marks import SYNC
 from casemate.vm.boot_chart import Call
-from casemate.vm.calls import line as printable
+from casemate.wall.calls import line as printable
 
 _RECORD = re.compile(r"\d{1,9},\d{1,20},(\d{1,18}),[^;]{0,64};(.*)\Z")
 _CALLED = re.compile(r"initcall (\S+?)(?:\+0x\S+)?(?: \[\w+\])? returned -?\d+ after (\d{1,12}) usecs\Z")

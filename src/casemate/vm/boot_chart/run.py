@@ -18,9 +18,10 @@ from casemate.host import network, uids
 from casemate.oci import busybox, spec
 from casemate.oci.imageconfig import ImageConfig
 from casemate.sandbox import ProcessExit
-from casemate.vm import files, share
+from casemate.vm import files
 from casemate.vm.hypervisor import base, drivers
 from casemate.vm.machine import Machine
+from casemate.wall import share
 
 SYNCS = 8
 """How often the guest is asked for its time: the fastest answer tells it best."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from casemate.errors import HypervisorError
+from casemate.wall.confinement import Confinement as Confinement
 
 MAX_SLOTS = 30
 """A bus has places 0 to 31; the first is left free, the second has a device that is always there."""
@@ -214,14 +215,14 @@ class Image:
     many machines have in common.
 
     Arguments:
-        memory_fd: the file of all memory but the window.
+        memory_fd: the file of all memory but the window; None for a copy of a machine, which has it already.
         window_fd: the file of the window, this machine's own.
         window_mib: the window's size.
         state_fd: what :meth:`Vm.save` wrote, or None for a machine that boots in order to be saved: it writes to
             ``memory_fd``, others keep their writes for themselves.
     """
 
-    memory_fd: int
+    memory_fd: int | None
     window_fd: int
     window_mib: int
     state_fd: int | None = None
@@ -232,8 +233,7 @@ class Image:
 
     def descriptors(self) -> tuple[int, ...]:
         """All that it holds."""
-        state = () if self.state_fd is None else (self.state_fd,)
-        return (self.memory_fd, self.window_fd, *state)
+        return tuple(fd for fd in (self.memory_fd, self.window_fd, self.state_fd) if fd is not None)
 
 
 GROW_STEP_MIB = 2
@@ -325,36 +325,6 @@ class VmSpec:
                 raise HypervisorError(f"a machine that is saved has at most {MAX_IMAGE_MIB} MiB of memory")
         if not self.shared_memory and any(isinstance(device, SharedFs) for device in self.devices):
             raise HypervisorError("a shared file system needs shared guest memory", "set shared_memory")
-
-
-@dataclass(frozen=True, slots=True)
-class Confinement:
-    """What a VMM or file server process is shut into before its program is executed.
-
-    Arguments:
-        uid, gid: who it runs as. (0, 0) keeps root, for a file server that must act as any user.
-        groups: supplementary groups.
-        cgroup_procs: ``cgroup.procs`` files to join (several with cgroup v1).
-        netns_fd: network namespace to enter, or None to stay. Not closed.
-        mntns_fd: mount namespace to enter, or None to stay. Not closed.
-        capabilities: numbers of the capabilities kept (:manpage:`capabilities(7)`); none by default.
-        max_files: limit of open descriptors, or this process's own hard limit where that is lower and cannot be raised.
-        environment: the program's whole environment.
-        oom_score_adj: how gladly the kernel kills it for want of memory (``proc_pid_oom_score_adj(5)``).
-        keep_files: fallocate(2) punches no holes into files for it, and says that it has.
-    """
-
-    uid: int
-    gid: int
-    cgroup_procs: tuple[Path, ...] = ()
-    netns_fd: int | None = None
-    mntns_fd: int | None = None
-    capabilities: frozenset[int] = frozenset()
-    max_files: int = 1024
-    environment: tuple[tuple[str, str], ...] = ()
-    groups: tuple[int, ...] = ()
-    oom_score_adj: int = 0
-    keep_files: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,6 +479,8 @@ class Hypervisor(ABC):
     name: str
     saves = False
     """Whether its machines can be saved and made again: :class:`Image`, :meth:`Vm.save`."""
+    copies = False
+    """Whether its machines may be copies of one that stands still (:mod:`casemate.vm.twins`)."""
 
     @abstractmethod
     def probe(self) -> Capabilities:

@@ -19,9 +19,10 @@ from pathlib import Path
 from casemate import jsonfile
 from casemate.config import Config, machine
 from casemate.errors import HypervisorError, StateError
-from casemate.vm.hypervisor import launch
-from casemate.vm.hypervisor.base import Accelerator, Confinement
+from casemate.vm.hypervisor.base import Accelerator
 from casemate.vm.hypervisor.qemu import PACKAGE, kvm_group, last_line
+from casemate.wall import launch
+from casemate.wall.confinement import Confinement
 
 WALL = 2.0
 """Seconds that the probe guest may take. A processor that really runs it needs milliseconds."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from casemate.config import Config, machine
 from casemate.errors import HostError, HypervisorError
-from casemate.vm.hypervisor import launch, qemu_args
+from casemate.vm.hypervisor import qemu_args
 from casemate.vm.hypervisor.base import (
     GROW_STEP_MIB,
     Accelerator,
@@ -39,6 +39,7 @@ from casemate.vm.hypervisor.base import (
 )
 from casemate.vm.hypervisor.counter import Counter
 from casemate.vm.hypervisor.qmp import QmpClient
+from casemate.wall import launch
 
 PACKAGE = "qemu-system-x86"
 _DATA_DIRS = ("/usr/share/qemu", "/usr/local/share/qemu")
@@ -63,10 +64,14 @@ class QemuHypervisor(Hypervisor):
 
     name = "qemu"
     saves = True
+    copies = True
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._counter = Counter()
+
+    def _kind(self) -> type[QemuVm]:
+        return QemuVm
 
     def program(self) -> str:
         """QEMU's path.
@@ -122,7 +127,7 @@ class QemuHypervisor(Hypervisor):
                 initrd = _open_public(spec.initrd)
                 owned.append(initrd)
             whole = replace(spec, devices=tuple(devices))
-            return QemuVm(program, whole, arch, jail, kernel, initrd, owned, self._counter)
+            return self._kind()(program, whole, arch, jail, kernel, initrd, owned, self._counter)
         except BaseException:
             _close_all(owned)
             raise
@@ -170,14 +175,16 @@ class QemuVm(Vm):
             if device.id in spec.slotted
         }
         self._sets = len(spec.devices)
+        self._stands = spec.image is not None and spec.image.state_fd is not None
+        """Whether the guest begins when it is told to."""
 
     @property
     def pid(self) -> int:
         process = self._process
         return process.pid if process else 0
 
-    def command_line(self, qmp_fd: int) -> list[str]:
-        """QEMU's command line, with ``qmp_fd`` as the control socket."""
+    def command_line(self, qmp_fd: int, *, sandbox: bool = True) -> list[str]:
+        """QEMU's command line, with ``qmp_fd`` as the control socket; see :func:`.qemu_args.command_line`."""
         return qemu_args.command_line(
             self._program,
             self._spec,
@@ -187,7 +194,16 @@ class QemuVm(Vm):
             qmp_fd=qmp_fd,
             firmware=has_firmware(self._arch),
             counter_khz=self._counter.khz() if self._spec.accelerator is Accelerator.TCG else None,
+            sandbox=sandbox,
         )
+
+    def _spawn(self, qmp_fd: int, messages: int) -> launch.Process:
+        """Start the process; the caller closes both descriptors."""
+        argv = self.command_line(qmp_fd)
+        return launch.spawn(argv, self._jail, pass_fds=[*self._owned, qmp_fd], stdout=messages, stderr=messages)
+
+    def _greet(self, qmp: QmpClient, timeout: float) -> None:
+        qmp.connect(timeout)
 
     def start(self, timeout: float = 30.0) -> None:
         with self._lock:
@@ -199,9 +215,7 @@ class QemuVm(Vm):
             # A copy, because those that are passed on are closed as soon as QEMU has them.
             state = os.dup(image.state_fd) if image is not None and image.state_fd is not None else None
             try:
-                argv = self.command_line(theirs.fileno())
-                fds = [*self._owned, theirs.fileno()]
-                self._process = launch.spawn(argv, self._jail, pass_fds=fds, stdout=stderr, stderr=stderr)
+                self._process = self._spawn(theirs.fileno(), stderr)
             except BaseException:
                 os.close(messages)
                 ours.close()
@@ -218,9 +232,10 @@ class QemuVm(Vm):
         watcher.start()
         deadline = time.monotonic() + timeout
         try:
-            self._qmp.connect(timeout)
+            self._greet(self._qmp, timeout)
             if state is not None:
                 self._migrate("migrate-incoming", state, deadline)
+            if self._stands:
                 self._qmp.execute("cont")
         except HypervisorError as error:
             alive = self.wait(1.0) is None  # where it ended by itself, its own words say more than a closed connection

@@ -251,6 +251,7 @@ def command_line(
     qmp_fd: int,
     firmware: bool,
     counter_khz: int | None = None,
+    sandbox: bool = True,
 ) -> list[str]:
     """The whole command line. Every file and socket in it is a descriptor.
 
@@ -262,14 +263,16 @@ def command_line(
         qmp_fd: the control socket.
         firmware: whether ``arch.firmware`` is there.
         counter_khz: the frequency of the host's time-stamp counter, None where it is not known.
+        sandbox: QEMU is to forbid itself what it does not need.
     """
     kvm = spec.accelerator is Accelerator.KVM
     machine, switches = arch.machine
     argv = [program, "-name", option("", {"guest": spec.name, "debug-threads": False})]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=off"]
-    # The filter is installed after start-up: from then on QEMU can neither start programs nor change user.
-    sandbox: dict[str, Value] = dict.fromkeys(("obsolete", "elevateprivileges", "spawn", "resourcecontrol"), "deny")
-    argv += ["-sandbox", option("on", sandbox)]
+    if sandbox:
+        # The filter is installed after start-up: from then on QEMU can neither start programs nor change user.
+        denied: dict[str, Value] = dict.fromkeys(("obsolete", "elevateprivileges", "spawn", "resourcecontrol"), "deny")
+        argv += ["-sandbox", option("on", denied)]
     argv += [
         "-machine",
         option(
@@ -328,6 +331,8 @@ def _memory(spec: VmSpec) -> list[str]:
         }  # fmt: skip
         return ["-object", option(backend, memory)]
     image = spec.image
+    if image.memory_fd is None:
+        raise HypervisorError("the memory of this machine is in no file", "give its image one")
     kept = image.state_fd is None
     argv: list[str] = []
     # Two nodes, so that the window is the end of memory, where the guest's kernel puts its bounce buffers, and has a

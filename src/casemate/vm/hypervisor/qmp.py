@@ -80,6 +80,12 @@ class QmpClient:
         self.execute("qmp_capabilities", timeout=max(0.1, deadline - time.monotonic()))
         return _version(self._greeting.answer)
 
+    def resume(self) -> None:
+        """Go on in command mode with a QEMU that has greeted another client, of whose connection this one took the
+        place."""
+        self._greeting.done.set()
+        self._thread.start()
+
     def execute(
         self, command: str, arguments: dict[str, Any] | None = None, *, timeout: float = 10.0, fds: Sequence[int] = ()
     ) -> Any:

@@ -18,13 +18,13 @@ from casemate.config import TEMPLATE_MIB, Config
 from casemate.errors import CasemateError, TemplateError
 from casemate.protocol.wire import LinkError
 from casemate.vm import transport
-from casemate.vm.calls import Calls, line
-from casemate.vm.console import Console
 from casemate.vm.guest.bundle import GuestBundle
 from casemate.vm.guest.lock import locked
 from casemate.vm.hypervisor import base
 from casemate.vm.template import WINDOW_MIB, Class, memory, store
 from casemate.vm.template.store import Template
+from casemate.wall.calls import Calls, line
+from casemate.wall.console import Console
 
 PREPARE_SECONDS = 60.0
 
@@ -183,7 +183,7 @@ def _boot_and_save(
         except LinkError as error:
             raise TemplateError(f"the guest did not come up: {why(str(error))}") from None
         progress("getting the guest ready")
-        calls.call("sandbox.prepare", {})
+        calls.call("sandbox.prepare", {"spec": store.blank_spec()})
         vm.save(files[2])
         return {key: line(value, 64) if isinstance(value, str) else value for key, value in hello.items()}
     finally:

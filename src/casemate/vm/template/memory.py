@@ -73,20 +73,26 @@ def copy(source: int, target: int) -> int:
     return copied
 
 
-def copy_without_zeros(source: int, target: int) -> None:
-    """As :func:`copy`, and leave out every page that is zero; ``target`` is empty and gets the size of ``source``."""
-    os.ftruncate(target, os.fstat(source).st_size)
-    for start, end in _extents(source):
-        for at in range(start, end, CHUNK):
-            data = os.pread(source, min(CHUNK, end - at), at)
+def copy_between(source: int, target: int, begin: int, end: int) -> None:
+    """As :func:`copy_without_zeros`, of a part of a file, into one that has the size already."""
+    for start, stop in _extents(source):
+        for at in range(max(start, begin), min(stop, end), CHUNK):
+            data = os.pread(source, min(CHUNK, min(stop, end) - at), at)
             if data == _ZERO[: len(data)]:
                 continue
-            for begin, stop in _runs(data):
-                view = memoryview(data)[begin:stop]
-                where = at + begin
+            for first, last in _runs(data):
+                view = memoryview(data)[first:last]
+                where = at + first
                 while view:
                     done = os.pwrite(target, view, where)
                     view, where = view[done:], where + done
+
+
+def copy_without_zeros(source: int, target: int) -> None:
+    """As :func:`copy`, and leave out every page that is zero; ``target`` is empty and gets the size of ``source``."""
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    copy_between(source, target, 0, size)
 
 
 def _runs(data: bytes) -> list[tuple[int, int]]:

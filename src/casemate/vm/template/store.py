@@ -10,6 +10,7 @@ Memory and window have holes where a page is zero. Nothing of a template is ever
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,8 +25,9 @@ from casemate.config import TEMPLATE_MIB, Config
 from casemate.errors import StateError, TemplateError
 from casemate.protocol import wire
 from casemate.vm.guest.bundle import GuestBundle
-from casemate.vm.hypervisor import base, launch, qemu_args
+from casemate.vm.hypervisor import base, qemu_args
 from casemate.vm.template import WINDOW_MIB, Class
+from casemate.wall import launch
 
 FORMAT = 2
 PARTS = ("memory", "window", "state")
@@ -35,6 +37,8 @@ KEEP = 8
 BOUNCE_SLOTS = 4096
 """Bounce buffers of 2 KiB each."""
 CMDLINE = (f"swiotlb={BOUNCE_SLOTS},force", "numa_balancing=disable", "casemate.template")
+BLANK = ("oci/spec.py", "oci/seccomp.py")
+"""What :func:`blank_spec` depends on."""
 _ASK = "make another: casemate template create"
 
 
@@ -78,10 +82,24 @@ def key(config: Config, bundle: GuestBundle, kind: Class) -> str:
         FORMAT, casemate.__version__, wire.PROTOCOL, bundle.digest, bundle.cmdline(kind.accelerator.value),
         kind.accelerator.value, TEMPLATE_MIB, kind.growth_mib, kind.vcpus, WINDOW_MIB, CMDLINE,
         program, found.st_size, found.st_mtime_ns, Path(qemu_args.__file__).read_text(),
+        *(_source(name) for name in BLANK),
     ]  # fmt: skip
     if kind.accelerator is base.Accelerator.KVM:
         values.append(_processor())
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def blank_spec() -> dict[str, Any]:
+    """A container as most are, whose first process the guest has ready before it is saved."""
+    from casemate.config import machine
+    from casemate.oci import imageconfig, spec
+
+    return spec.build(imageconfig.ImageConfig(), spec.Wishes(command=("/",), hostname="casemate"), machine())
+
+
+def _source(name: str) -> str:
+    """The text of a module, which is read in a fraction of the time that importing it takes."""
+    return (Path(casemate.__file__).parent / name).read_text()
 
 
 def _processor() -> list[str]:
@@ -164,8 +182,15 @@ def damaged(root: Path) -> list[tuple[Path, str]]:
 
 
 def used(template: Template) -> None:
-    """Note that a template is in use: those used longest ago are the first to go."""
-    os.utime(template.path / MANIFEST)
+    """Note that a template is in use: those used longest ago are the first to go.
+
+    Where nothing can be written, on a read-only file system, none goes either, and it is used all the same.
+    """
+    try:
+        os.utime(template.path / MANIFEST)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
 
 
 def remove(path: Path) -> None:

@@ -11,7 +11,8 @@ from casemate.config import TEMPLATE_MIB, Config
 from casemate.errors import TemplateError
 from casemate.vm.guest.bundle import GuestBundle
 from casemate.vm.hypervisor import base
-from casemate.vm.template import WINDOW_MIB, Class, class_of, making, memory, store
+from casemate.vm.template import WINDOW_MIB, Class, background, class_of, making, memory, store
+from casemate.vm.template.background import Pending
 
 
 @dataclass(slots=True)
@@ -39,15 +40,15 @@ class Ready:
 def get(
     config: Config, bundle: GuestBundle, kind: Class, jail: base.Confinement, hypervisor: base.Hypervisor,
     sandbox: str, progress: Callable[[str], None],
-) -> Ready | None:  # fmt: skip
-    """Open the template of a class; make it first where there is none and the class is the configured one.
+) -> Ready | Pending:  # fmt: skip
+    """Open the template of a class; where there is none, make it first if the class is the configured one, else have it
+    made in the background.
 
     Returns:
-        None where there is none and the class is not the configured one, or another process is just making it: booting
-        is as fast as waiting for that.
+        the template, or where there is none yet, what is being done about it: booting is as fast as waiting for that.
 
     Raises:
-        TemplateError: it is damaged, or cannot be made.
+        TemplateError: it is damaged, or cannot be made, or could not be made not long ago.
     """
     key = store.key(config, bundle, kind)
     try:
@@ -55,11 +56,31 @@ def get(
         store.used(found)
     except FileNotFoundError:
         if kind != class_of(kind.accelerator, config.memory, config.vcpus):
-            return None
-        made = making.make(config, bundle, kind, jail, hypervisor, progress, wait=False)
+            return background.begin(config, key, kind)
+        if reason := background.failed(config.run, key):
+            raise TemplateError(f"none could be made not long ago: {reason}", "see: casemate template list") from None
+        try:
+            made = making.make(config, bundle, kind, jail, hypervisor, progress, wait=False)
+        except TemplateError as error:
+            background.note(config.run, key, kind, str(error))
+            raise
         if made is None:
-            return None
+            return Pending("one is being made")
         found = made
+    return _open(config, found, sandbox)
+
+
+def look(config: Config, bundle: GuestBundle, kind: Class, sandbox: str) -> Ready | None:
+    """Open the template of a class if there is one by now.
+
+    Raises:
+        TemplateError: it is damaged.
+    """
+    try:
+        found = store.load(store.home(config.root) / store.key(config, bundle, kind))
+        store.used(found)
+    except FileNotFoundError:
+        return None
     return _open(config, found, sandbox)
 
 

@@ -1,0 +1,1 @@
+"""The process that opens host files for the sentry; nothing else may."""

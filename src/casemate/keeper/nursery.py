@@ -1,0 +1,368 @@
+"""The nursery: where a keeper comes from that need not be a new Python, because another one runs already.
+
+A new Python that imports what a keeper needs takes a tenth of a second and ten megabytes, the same for every one. So
+the first keeper leaves a copy of itself behind, made by fork(2) before it has imported much. Who starts another one
+asks that copy to fork. The first time it imports what keepers need; what they then read and do not change they have in
+memory once.
+
+The nursery serves ``<run>/nursery/<circumstances>``. It ends with the last keeper that came from it, or from which it
+came: all of them hold the writing end of a pipe. Who has machines to be copied (:mod:`casemate.twins`) holds it, too,
+for as long as those wait for the next start. So nothing is left when no container runs, and nobody has to start,
+stop or configure it. Whatever is wrong with it (it was killed, the program was changed meanwhile, the starter's
+circumstances are others), the starter executes a keeper as ever.
+
+A keeper takes over much from who executes it: namespaces, capabilities, limits. One that is forked has them of the
+nursery instead, so the nursery serves only those for whom all of that is the same (:func:`circumstances`). Control
+groups are another matter: engines have one for each container, which could not be removed while a nursery is in it. So
+the nursery leaves its own for the topmost ones, and a keeper joins those of who has asked for it.
+
+::
+
+    starter to nursery     {"circumstances", "groups", "arguments", "environment"}, with the descriptors
+    keeper to starter      born
+    starter to keeper      go
+
+The last step is there because a starter that has waited for too long executes a keeper itself; the forked one, which
+may come to life after that, then finds nobody to tell it to go, and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import zlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+    from pathlib import Path
+
+ANSWER_SECONDS = 5.0
+"""How long a starter waits for a keeper to be born, and that for its word to go."""
+MAX_REQUEST = 192 << 10
+"""Bytes of a request; an environment that is larger (the kernel has buffers of 208 KiB) goes to a new Python."""
+_BORN, _GO = b"born", b"go"
+held = -1
+"""This keeper's end of the pipe that keeps its nursery alive, or -1: whoever gets a copy keeps it alive, too."""
+_STATUS = (
+    "Umask", "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
+    "Cpus_allowed", "Mems_allowed",
+)  # fmt: skip
+"""Lines of ``/proc/self/status`` (:manpage:`proc_pid_status(5)`) that a process passes on to what it executes."""
+
+
+def circumstances(program: str) -> str:
+    """What a process passes on to the programs that it executes, and what program that is, as one text."""
+    words = [program, sys.executable, __file__, *(os.readlink(f"/proc/self/{name}") for name in ("root", "exe"))]
+    words += [os.readlink(f"/proc/self/ns/{name}") for name in sorted(os.listdir("/proc/self/ns"))]
+    for name in ("limits", "oom_score_adj", "attr/current", "personality"):
+        try:
+            with open(f"/proc/self/{name}") as file:
+                words.append(file.read())
+        except OSError as error:
+            words.append(f"{name}: {error.errno}")
+    with open("/proc/self/status") as file:
+        words += [line for line in file if line.partition(":")[0] in _STATUS]
+    words.append(f"{os.getpriority(os.PRIO_PROCESS, 0)} {os.sched_getscheduler(0)}")
+    return "\n".join(words)
+
+
+def _groups() -> str:
+    """This process's control groups, in the kernel's words."""
+    with open("/proc/self/cgroup") as file:
+        return file.read()
+
+
+def _join(groups: str) -> None:
+    """Move this process into control groups. Raises OSError where it then is in others than these."""
+    from casemate.host import cgroups
+
+    now = _groups()
+    if groups == now:
+        return
+    trees = cgroups.hierarchies(every=True)
+    for line in set(groups.splitlines()) - set(now.splitlines()):
+        _, controllers, path = line.split(":", 2)
+        for tree in trees:
+            if tree.unified != bool(controllers) and (tree.unified or tree.controllers & set(controllers.split(","))):
+                with open(f"{tree.mount}{path}/cgroup.procs", "w") as file:
+                    file.write("0")
+    if _groups() != groups:
+        raise OSError("the control groups are others than asked for")
+
+
+def _topmost() -> str:
+    """The control groups above all others."""
+    return "".join(f"{line.rpartition(':')[0]}:/\n" for line in _groups().splitlines())
+
+
+def _address(run: Path, around: str) -> str:
+    """Where the nursery for such circumstances is. A digest that others hit too does no harm: the text is compared."""
+    return f"{run}/nursery/{zlib.crc32(around.encode()):08x}"
+
+
+def deliver(
+    run: Path, program: str, arguments: Sequence[str], fds: Sequence[int], environment: dict[str, str]
+) -> bool:
+    """Have a keeper forked.
+
+    Arguments:
+        run: the run directory.
+        program: which one: ``casemate.keeper`` or ``casemate.pod``.
+        arguments: its words.
+        fds: copies of these are its own: for standard output and error, and two more.
+        environment: its whole environment.
+
+    Returns:
+        whether it lives; else it never will, and one has to be executed.
+    """
+    import json
+    import socket
+
+    try:
+        around = circumstances(program)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
+            sock.settimeout(ANSWER_SECONDS)
+            sock.connect(_address(run, around))
+            request = {
+                "circumstances": around, "groups": _groups(), "arguments": list(arguments), "environment": environment,
+            }  # fmt: skip
+            socket.send_fds(sock, [json.dumps(request).encode()], list(fds))
+            if sock.recv(16) != _BORN:
+                return False
+            sock.send(_GO)
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+class Birth:
+    """What a keeper that was forked is to do: its words, its two descriptors."""
+
+    def __init__(self, arguments: list[str], fds: tuple[int, int]) -> None:
+        self.arguments = arguments
+        self.fds = fds
+
+
+def tend(program: str, run: Path, mine: Sequence[int]) -> Birth | None:
+    """Leave a nursery behind, where there is none for such circumstances. To be called by a keeper before it does
+    anything else: before it has a thread or a mount namespace, or has imported what the nursery, of which there may be
+    no use, would then have in memory too.
+
+    Arguments:
+        program: which one it is, see :func:`deliver`.
+        run: the run directory.
+        mine: the keeper's own descriptors, which the nursery closes.
+
+    Returns:
+        None in the keeper that has called it, and what is to be done in each keeper that is forked later.
+    """
+    import fcntl
+
+    global held
+    try:
+        around = circumstances(program)
+        place = _address(run, around)
+        os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
+        lock = os.open(place + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of whoever has the descriptor: the nursery, then
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        living, kept = os.pipe2(os.O_CLOEXEC)
+        child = os.fork()
+    except OSError as error:  # the keeper is as good without one
+        print(f"no nursery: {error}", file=sys.stderr)
+        return None
+    if child:
+        held = kept  # for as long as this process lives
+        os.close(lock)
+        os.close(living)
+        return None
+    try:
+        for fd in (kept, *mine):
+            os.close(fd)
+        _quiet()
+        _call_it(["nursery"])
+        _join(_topmost())
+        return _serve(program, place, around, living, lock)
+    except BaseException:
+        # With one line or with a hundred: nobody reads it, and those who ask find that nobody answers.
+        os._exit(1)
+
+
+def _quiet() -> None:
+    """Let go what belongs to the keeper that this was: its log, its session."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def _serve(program: str, place: str, around: str, living: int, lock: int) -> Birth:
+    """The nursery's life: returns in keepers only."""
+    import gc
+    import select
+    import socket
+
+    known = _program()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(place)
+    listener.bind(place)
+    listener.listen(64)
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    poll.register(living, 0)  # its hang-up is told in any case
+    warm = False
+    while True:
+        ready = dict(poll.poll())
+        if living in ready or _program() != known:
+            os.unlink(place)
+            os._exit(0)
+        sock, _ = listener.accept()
+        with sock:
+            if not warm:
+                # Not before somebody asks: where containers run one after the other, nobody does.
+                _warm(program)
+                known |= _program()
+                gc.collect()
+                gc.freeze()  # a collection in a keeper would write to every object's header
+                warm = True
+            birth = _birth(sock, around, living)
+        if birth is not None:
+            listener.close()
+            os.close(lock)
+            os.close(living)
+            return birth
+
+
+def _warm(program: str) -> None:
+    """Import what a keeper needs later on its way, so that all have it in common."""
+    import subprocess  # noqa: F401
+
+    if program == "casemate.pod":
+        import casemate.pod.network
+        import casemate.pod.service
+        import casemate.sentry.pod
+        import casemate.vm.pod
+    else:
+        import casemate.host.ports
+        import casemate.keeper.service
+        import casemate.sentry.sandbox
+        import casemate.vm.sandbox
+    import casemate.vm.hypervisor.qemu_twins
+    import casemate.vm.template.making
+    import casemate.vm.template.use  # noqa: F401
+    from casemate import config
+    from casemate.errors import CasemateError
+    from casemate.host import syscalls
+
+    syscalls.prepare()
+    with contextlib.suppress(CasemateError):
+        config.load()  # each keeper reads it again; what that needs is there then
+
+
+def _program() -> dict[str, tuple[int, int]]:
+    """The files that the program in memory was read from, as they are now on disk."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if path and name.partition(".")[0] == "casemate":
+            try:
+                state = os.stat(path)
+                found[path] = (state.st_mtime_ns, state.st_size)
+            except OSError:
+                found[path] = (0, 0)
+    return found
+
+
+def _birth(sock: socket.socket, around: str, living: int) -> Birth | None:
+    """Serve a starter. Returns what is to be done in the keeper, and None in the nursery."""
+    import json
+    import socket
+
+    global held
+    fds: list[int] = []
+    try:
+        sock.settimeout(ANSWER_SECONDS)
+        body, fds, flags, _ = socket.recv_fds(sock, MAX_REQUEST, 8)
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) != 4:
+            return None
+        request = json.loads(body)
+        if request["circumstances"] != around:
+            return None
+        between = os.fork()  # which ends at once, so that the keeper is nobody's child
+        if between:
+            os.waitpid(between, 0)
+            return None
+        try:
+            if os.fork():
+                os._exit(0)
+        except OSError:
+            os._exit(1)  # never a second nursery: the starter sees that nobody was born
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    else:
+        # A pipe has as many ends as it is opened by; this one stays open for the keeper's life.
+        held = os.open(f"/proc/self/fd/{living}", os.O_WRONLY | os.O_CLOEXEC)
+        os.setsid()
+        _join(str(request["groups"]))
+        os.dup2(fds[0], 1)
+        os.dup2(fds[1], 2)
+        keeps, fds = (fds[2], fds[3]), fds[:2]
+        arguments = [str(word) for word in request["arguments"]]
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        _call_it(arguments)
+        sock.send(_BORN)
+        if sock.recv(16) != _GO:
+            os._exit(0)
+        return Birth(arguments, keeps)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _call_it(arguments: Sequence[str]) -> None:
+    """As :func:`show`, of this program with other arguments: by them a keeper is known."""
+    show([*sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1], *arguments])
+
+
+def show(words: Sequence[str]) -> None:
+    """Show these words in ``/proc/self/cmdline`` in place of those that this process was started with.
+
+    Raises:
+        OSError: there is no room for them.
+    """
+    begin, end = _place()
+    if not has_room(words):
+        raise OSError("the words are longer than the first keeper's")
+    memory = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(memory, _text(words).ljust(end - begin, b"\0"), begin)
+    finally:
+        os.close(memory)
+
+
+def has_room(words: Sequence[str]) -> bool:
+    """Whether these words can be shown."""
+    begin, end = _place()
+    return len(_text(words)) < end - begin
+
+
+def _text(words: Sequence[str]) -> bytes:
+    return b"\0".join(os.fsencode(word) for word in words)
+
+
+def _place() -> tuple[int, int]:
+    """Where the kernel has this process's words: arg_start and arg_end, numbers 48 and 49 of proc_pid_stat(5)."""
+    with open("/proc/self/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return int(fields[45]), int(fields[46])

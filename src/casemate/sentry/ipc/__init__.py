@@ -1,0 +1,1 @@
+"""Pipes, events, polling and System V objects."""

@@ -1,0 +1,1 @@
+"""Programs: from a file to registers and memory, execve(2)."""

@@ -1,0 +1,1 @@
+"""The memory of applications: address spaces, mappings, futexes."""

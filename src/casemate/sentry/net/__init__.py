@@ -1,0 +1,1 @@
+"""Sockets: UNIX, and TCP and UDP inside the sandbox."""

@@ -1,0 +1,1 @@
+"""Processes and threads as the application sees them."""

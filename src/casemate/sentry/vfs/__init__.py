@@ -1,0 +1,1 @@
+"""Files: descriptors, paths, mounts and file systems."""

@@ -1,0 +1,1 @@
+"""What /proc shows, proc(5): :mod:`casemate.sentry.vfs.procfs` is the file system, this makes contents."""

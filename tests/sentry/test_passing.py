@@ -1,0 +1,207 @@
+"""Calls that the host makes by itself: that they come in the order in which the sentry has noted them."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import resource
+import signal
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from casemate.sentry.abi import U64
+from casemate.sentry.mm import passed
+from casemate.sentry.mm.layout import Layout
+from casemate.sentry.mm.mapping import MAP_ANONYMOUS, MAP_PRIVATE
+from casemate.sentry.mm.space import AddressSpace
+from casemate.sentry.platform.base import Events, HostThread, Watcher
+from casemate.sentry.platform.notify import NotifyPlatform, NotifyThread, available
+from casemate.sentry.platform.tracing import PTRACE_INTERRUPT, WALL, ptrace
+from casemate.sentry.syscalls.numbers import NUMBERS
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="as the sentry, which is started by root"),
+    pytest.mark.skipif(not available(), reason="the host has no notifications"),
+]
+
+PAGE = 4096
+SIZE = 4 * PAGE
+READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
+MMAP, MUNMAP, GETPID = NUMBERS["mmap"], NUMBERS["munmap"], NUMBERS["getpid"]
+
+
+class Told(Events):
+    """Has a function serve the next call of an application."""
+
+    def __init__(self) -> None:
+        self.serve: Callable[[HostThread, int, tuple[int, ...]], None] = lambda *_: None
+        self.calls: list[int] = []
+
+    def on_syscall(self, thread: HostThread, number: int, args: tuple[int, ...]) -> int | None:
+        self.calls.append(number)
+        self.serve(thread, number, args)
+        return None
+
+    def on_fault(self, thread: HostThread, signum: int, info: bytes) -> None:
+        pytest.fail(f"the application got signal {signum}")
+
+    def on_gone(self, thread: HostThread, status: int) -> None:
+        pytest.fail(f"the application died: {status:#x}")
+
+    def on_failure(self, watcher: Watcher) -> None:
+        pytest.fail("nothing is watched")
+
+
+class World:
+    """A process with two threads; the first one makes a call and then asks for its number."""
+
+    def __init__(self, platform: NotifyPlatform) -> None:
+        self.platform = platform
+        self.told = Told()
+        first = platform.spawn()
+        assert isinstance(first, NotifyThread)
+        self.first = first
+        layout = Layout(ceiling=platform.ceiling)
+        self.mm = AddressSpace(platform.open_memory(first), platform.reserved, layout)
+        passed.fence_in(self.mm, first)
+        self.place = self.mm.map(first, 0, SIZE, READ_WRITE, ANONYMOUS)
+        code = self.mm.map(first, 0, PAGE, READ_WRITE | mmap.PROT_EXEC, ANONYMOUS)
+        text = b"\x0f\x05\x49\x89\xc4"  # syscall; mov r12, rax
+        text += b"\xb8" + struct.pack("<I", GETPID) + b"\x0f\x05\x0f\x0b"  # mov eax; syscall; ud2
+        self.mm.write(code, text)
+        self.second = first.clone(share_memory=True, same_group=True)
+        first.regs.rip = code
+
+    def begin(self, number: int, *args: int) -> None:
+        """Have the first thread make its call."""
+        regs = self.first.regs
+        regs.rax, regs.r12 = number, 77
+        regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9 = (*args, *[0] * (6 - len(args)))
+        self.first.resume()
+
+    def result(self) -> Any:
+        """What came of it, once the thread has gone on."""
+        found: list[int] = []
+        self.until(GETPID, lambda thread, number, args: found.append(thread.regs.r12))
+        return found[0]
+
+    def until(self, number: int, serve: Callable[[HostThread, int, tuple[int, ...]], None]) -> None:
+        """Have a function serve the first thread's next call, which must be this one."""
+        self.told.serve, self.told.calls = serve, []
+        for _ in range(100):
+            if self.told.calls:
+                break
+            self.platform.wait(self.told, 1_000_000_000)
+        assert self.told.calls == [number]
+
+    def mapped(self) -> bool:
+        with open(f"/proc/{self.first.pid}/maps", encoding="ascii") as maps:
+            return any(line.startswith(f"{self.place:x}-") for line in maps)
+
+    def close(self) -> None:
+        self.mm.decref()
+        self.first.kill()
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    platform = NotifyPlatform(os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    if not platform.passes:
+        platform.close()
+        pytest.skip("the host makes no call by itself, before Linux 5.5")
+    made = World(platform)
+    yield made
+    made.close()
+    platform.close()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def by_tracer(thread: NotifyThread) -> None:
+    """A stop that was asked for comes late."""
+    ptrace(PTRACE_INTERRUPT, thread.tid)
+
+
+def by_host(thread: NotifyThread) -> None:
+    """A signal that the sentry did not send."""
+    os.kill(thread.pid, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("interrupt", [None, by_tracer, by_host])
+def test_memory_that_one_thread_gives_back_is_free_for_another(
+    world: World, interrupt: Callable[[NotifyThread], None] | None
+) -> None:
+    """Also where the host has the thread make its call again, because a signal came before the answer."""
+
+    def served(thread: HostThread, number: int, args: tuple[int, ...]) -> None:
+        if interrupt is not None:
+            interrupt(world.first)
+            os.waitid(os.P_PID, world.first.tid, os.WSTOPPED | os.WNOWAIT | WALL)  # its notification is void now
+        assert world.mm.unmap(thread, args[0], args[1], passing=thread.passes)
+        thread.pass_on(number, args)
+        assert (world.first.passed is not None) == (interrupt is not None)
+        assert world.mm.map(world.second, world.place, SIZE, READ_WRITE, ANONYMOUS) == world.place
+        world.mm.write(world.place, b"mine")
+
+    world.begin(MUNMAP, world.place, SIZE)
+    world.until(MUNMAP, served)
+    assert world.result() == 0
+    assert world.mapped() and world.mm.read(world.place, 4) == b"mine", "what came later is gone"
+
+
+def test_what_is_passed_on_where_nothing_can_be_is_made_all_the_same(world: World) -> None:
+    def served(thread: HostThread, number: int, args: tuple[int, ...]) -> None:
+        HostThread.pass_on(thread, number, args)
+        assert not world.mapped()
+
+    world.begin(MUNMAP, world.place, SIZE)
+    world.until(MUNMAP, served)
+    assert world.result() == 0
+
+
+@pytest.mark.parametrize("interrupt", [None, by_tracer, by_host])
+def test_memory_that_the_host_gives_by_itself_is_nobody_elses(
+    world: World, interrupt: Callable[[NotifyThread], None] | None
+) -> None:
+    places: list[int] = []
+
+    def served(thread: HostThread, number: int, args: tuple[int, ...]) -> None:
+        if interrupt is not None:
+            interrupt(world.first)
+            os.waitid(os.P_PID, world.first.tid, os.WSTOPPED | os.WNOWAIT | WALL)
+        expected = passed.expect(world.mm, thread, SIZE, READ_WRITE, ANONYMOUS)
+        assert expected is not None
+        thread.pass_on(number, args, expected)
+        places.append(expected.start)
+        places.append(world.mm.map(world.second, 0, SIZE, READ_WRITE, ANONYMOUS))
+        world.mm.write(places[1], b"mine")
+
+    world.begin(MMAP, 0, SIZE, READ_WRITE, ANONYMOUS, U64, 0)
+    world.until(MMAP, served)
+    assert world.result() == places[0]
+    assert (world.mm.read(places[0], 4), world.mm.read(places[1], 4)) == (bytes(4), b"mine")
+    theirs = world.first.mappings()
+    for place in places:
+        assert any(start <= place and place + SIZE <= end for start, end in theirs)
+        assert world.mm.regions.covered(place, place + SIZE) == place + SIZE
+
+
+def test_memory_that_the_host_does_not_have_is_in_no_list(world: World) -> None:
+    places: list[int] = []
+
+    def served(thread: HostThread, number: int, args: tuple[int, ...]) -> None:
+        expected = passed.expect(world.mm, thread, SIZE, READ_WRITE, ANONYMOUS)
+        assert expected is not None
+        places.append(expected.start)
+        resource.prlimit(world.first.pid, resource.RLIMIT_AS, (PAGE, PAGE))
+        thread.pass_on(number, args, expected)
+
+    world.begin(MMAP, 0, SIZE, READ_WRITE, ANONYMOUS, U64, 0)
+    world.until(MMAP, served)
+    assert world.result() == U64 + 1 - errno.ENOMEM
+    assert world.mm.regions.find(places[0]) is None
