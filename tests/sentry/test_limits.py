@@ -55,6 +55,19 @@ def test_a_flood_of_files_in_memory_stays_within(cm: Casemate) -> None:
     assert done.returncode == 0 and done.stdout.split() == [b"1", b"ok"] and b"No space left" in done.stderr
 
 
+def test_the_largest_goes_where_the_memory_is_not_enough(cm: Casemate) -> None:
+    """It is the container's own bound that counts, long before the sandbox's: who is within it goes on."""
+    done = cm("run", "--rm", "-m", "128m", "busybox", "sh", "-c", "tail /dev/zero; echo $?; echo still there")
+    assert done.returncode == 0 and done.stdout == b"137\nstill there\n", done.stderr
+
+
+def test_a_flood_of_memory_that_is_nobodys_is_told_as_such(cm: Casemate) -> None:
+    """Files in memory count for the sandbox alone, so the host's kernel chooses; the keeper lives to tell."""
+    flood = "dd if=/dev/zero of=/dev/shm/a bs=1M count=600; sleep 86400"
+    done = cm("run", "--rm", "-m", "128m", "--shm-size", "700m", "busybox", "sh", "-c", flood)
+    assert done.returncode == 137 and b"out of memory" in done.stderr, done.stderr
+
+
 def test_the_host_has_nothing_more_afterwards(cm: Casemate, tmp_path: Path) -> None:
     before = len(list(Path("/proc").glob("[0-9]*")))
     script = "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; exit 4"

@@ -36,6 +36,8 @@ MAX_FILES = 1 << 20
 MAX_NODES = 262_144
 """Descriptors of a gofer, likewise: it keeps one for every file that the sentry knows."""
 SEND_BUFFER = 1 << 20
+KEEPER_OOM_SCORE = -998
+"""The keeper's, whose share of the memory is small: whatever else the host's kernel takes, it tells of the end."""
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_KILL = 0, 1, 3, 4, 5
 CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT = 6, 7, 8, 18
 CAP_SYS_ADMIN, CAP_SYS_RESOURCE, CAP_MKNOD, CAP_SETFCAP = 21, 24, 27, 31
@@ -126,6 +128,8 @@ class Machine:
         Raises:
             CasemateError: what stood in the way; :meth:`close` then gives back what was already there.
         """
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(KEEPER_OOM_SCORE))
         self.run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
         uid = uids.lease(self.identifier, self.config)
         asked, answered = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)

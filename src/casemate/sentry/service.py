@@ -177,7 +177,7 @@ class Held:
         self.started = False
         self.paused = False
         self.memory: MemoryWatch | None = None
-        """Where it has a bound of its own; it is looked at where the sandbox has others."""
+        """Where it has a bound of its own."""
         self.starved = False
 
 
@@ -294,6 +294,7 @@ class Service:
         hostname = sandbox.get("hostname") if isinstance(sandbox, dict) else None
         if isinstance(sandbox, dict) and type(sandbox.get("memory")) is int:
             cgroupfs.note_machine(self.kernel, sandbox["memory"])
+            self._bound_memory(container.identifier, sandbox["memory"])
         resources = (spec.get("linux") or {}).get("resources") or {}
         self._bound(container.identifier, resources)
         self._look_after_memory()
@@ -329,10 +330,10 @@ class Service:
             held.memory = MemoryWatch(self.kernel, identifier, limit, lambda: self._starved(held))
 
     def _look_after_memory(self) -> None:
-        """Where there are several containers, have those looked at that have bounds of their own."""
+        """Have those containers looked at that have bounds of their own."""
         with self._lock:
             everybody = list(self._held.values())
-        for one in everybody if len(everybody) > 1 else ():
+        for one in everybody:
             if one.memory is not None and not one.ended.is_set():
                 one.memory.start()
 

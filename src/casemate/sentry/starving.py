@@ -1,8 +1,11 @@
-"""The memory of one container of several, bounded: the host's control group bounds the whole sandbox alone.
+"""The memory of one container, bounded: the host's control group bounds the whole sandbox alone, with room for the
+sentry itself and for what else the door that it came by counts.
 
 Nobody tells when processes of the host take memory, so they are looked at: the sooner, the nearer they are to the
 bound, and once a second while none of them runs. What is over it loses its largest process, as the host's kernel would
-have it. Between two looks a container may take more; the sandbox's bound holds at every moment.
+have it. Between two looks a container may take more; the sandbox's bound holds at every moment. That one is the last
+resort: where the sentry itself runs into it, as it writes into a program's memory, the host's kernel kills the program,
+whose memory stays for as long as that write holds it, and then the next process, which is the sandbox's own.
 """
 
 from __future__ import annotations
