@@ -16,7 +16,6 @@ import base64
 import contextlib
 import os
 import shutil
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from casemate.host import cgroups, network, syscalls
 from casemate.oci import spec
 from casemate.oci.imageconfig import ImageConfig
 from casemate.sandbox import ProcessExit
-from casemate.vm import files
+from casemate.vm import files, warmup
 from casemate.vm.hypervisor import base
 from casemate.vm.machine import MAX_TASKS, Machine
 from casemate.vm.sandbox import interface
@@ -135,11 +134,12 @@ class Waiting:
 
     # ---- warm-up
 
-    def warm(self, *, learn: bool = True) -> None:
+    def warm(self, *, learn: bool = True, linger: float = 0.0) -> None:
         """Take the guest through a start.
 
         Arguments:
             learn: ask it what it is when that is done.
+            linger: seconds that the last container goes on: the guest then comes to what it does late, too.
 
         Raises:
             CasemateError: it does not come through it.
@@ -147,14 +147,14 @@ class Waiting:
         net = self.net
         assert net is not None  # it has come up
         root = self._directory / WARM
-        try:
-            _make_root(root)
-            for _ in range(ROUNDS):
+        for seconds in (*(0.0,) * (ROUNDS - 1), linger):
+            try:
+                _make_root(root, seconds)  # its files are others each time: the guest is to read them
                 self.machine.vm().add_device(base.Net(NET, net.mac, os.dup(net.tap_fd), net.mtu))
                 self._round(root, net)
                 self.machine.vm().remove_device(NET)
-        finally:
-            shutil.rmtree(root, ignore_errors=True)
+            finally:
+                shutil.rmtree(root, ignore_errors=True)
         if learn:
             self.machine.learn()
 
@@ -271,33 +271,10 @@ def favour(pid: int) -> None:
                 os.setpriority(os.PRIO_PROCESS, int(name), 0)
 
 
-def _make_root(root: Path) -> None:
-    """A root filesystem for a program that says a word and ends."""
+def _make_root(root: Path, seconds: float) -> None:
+    """A root filesystem for the program by which a machine gets warm (:func:`casemate.vm.warmup.build`)."""
     for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "run"):
         (root / name).mkdir(parents=True)
     program = root / "bin" / "true"
-    program.write_bytes(_program())
+    program.write_bytes(warmup.build(seconds))
     program.chmod(0o755)
-
-
-def _program() -> bytes:
-    """An ELF executable for x86-64: write(1, "warm\\n", 5), exit(0)."""
-    base_address, head = 0x400000, 64 + 56
-    text = b"warm\n"
-    code = (
-        b"\xb8\x01\x00\x00\x00"  # mov eax, 1 (write)
-        b"\xbf\x01\x00\x00\x00"  # mov edi, 1
-        b"\x48\xbe" + struct.pack("<Q", base_address + head + 40) +  # mov rsi, text
-        b"\xba" + struct.pack("<I", len(text)) +  # mov edx, its length
-        b"\x0f\x05"  # syscall
-        b"\xb8\x3c\x00\x00\x00"  # mov eax, 60 (exit)
-        b"\x31\xff"  # xor edi, edi
-        b"\x0f\x05"  # syscall
-    )
-    code = code.ljust(40, b"\x90") + text
-    size = head + len(code)
-    elf = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack(
-        "<HHIQQQIHHHHHH", 2, 62, 1, base_address + head, 64, 0, 0, 64, 56, 1, 0, 0, 0
-    )
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base_address, base_address, size, size, 0x1000)
-    return elf + segment + code
