@@ -61,9 +61,14 @@ def sentry(
     cwd: str = "/tmp",
     options: Sequence[str] = (),
     timeout: float = RUN_SECONDS,
+    within: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a program of the host behind the sentry: the host's root is there to read, what is written is thrown away."""
-    command = [sys.executable, "-P", "-m", "casemate", "do", f"--cwd={cwd}", *options, "--", *argv]
+    """Run a program of the host behind the sentry: the host's root is there to read, what is written is thrown away.
+
+    Arguments:
+        within: a command that runs what follows it, in other surroundings.
+    """
+    command = [*within, sys.executable, "-P", "-m", "casemate", "do", f"--cwd={cwd}", *options, "--", *argv]
     inherited = {key: os.environ[key] for key in os.environ if key.startswith("CASEMATE_")}
     return subprocess.run(
         command, input=stdin, capture_output=True, timeout=timeout, env={**inherited, **(env or _environment())}

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from casemate.sentry.platform.notify import NotifyPlatform
+from casemate.sentry.platform.permits import Permits
 from tests.vm.support import CHECKOUT
 
 Step = Callable[..., Any]
@@ -53,7 +54,7 @@ def step(request: pytest.FixtureRequest, native: Step) -> Iterator[Callable[[int
             epoll.register(fd if fd >= 0 else listener, select.EPOLLIN)
             try:
                 if request.param == "native":
-                    return native(epoll.fileno(), listener, timeout, notice, value)
+                    return native(epoll.fileno(), listener, timeout, notice, value, Permits().table)
                 platform: Any = Python(epoll, listener)
                 return NotifyPlatform._step(platform, timeout, notice, value)
             finally:
@@ -92,7 +93,7 @@ def test_receiving_from_what_is_no_listener_is_an_error(native: Step) -> None:
     with select.epoll() as epoll:
         epoll.register(listener, select.EPOLLIN)
         with pytest.raises(OSError):
-            native(epoll.fileno(), listener, -1, 0, 0)
+            native(epoll.fileno(), listener, -1, 0, 0, Permits().table)
     os.close(listener)
 
 
@@ -100,11 +101,14 @@ def test_wrong_arguments_are_errors(native: Step) -> None:
     with pytest.raises(TypeError):
         native(1, 2, 3)
     with pytest.raises(TypeError):
-        native(1, 2, 3, None, 5)
+        native(1, 2, 3, None, 5, Permits().table)
     with pytest.raises(OverflowError):
-        native(1, 2, 3, 1 << 64, 5)
+        native(1, 2, 3, 1 << 64, 5, Permits().table)
     with pytest.raises(OSError):
-        native(-1, 2, 0, 0, 0)
+        native(-1, 2, 0, 0, 0, Permits().table)
+    for table in (None, b"read only"):
+        with pytest.raises((TypeError, BufferError)):
+            native(-1, 2, 0, 0, 0, table)
 
 
 def test_a_signal_of_ours_runs_its_handler(native: Step) -> None:
@@ -121,7 +125,7 @@ def test_a_signal_of_ours_runs_its_handler(native: Step) -> None:
             thread = threading.Thread(target=storm)
             thread.start()
             try:
-                assert native(epoll.fileno(), -1, 30_000, 0, 0) == []
+                assert native(epoll.fileno(), -1, 30_000, 0, 0, Permits().table) == []
             finally:
                 end.set()
                 thread.join()

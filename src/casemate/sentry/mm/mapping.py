@@ -71,12 +71,14 @@ class MappedMemory(Memory):
         mmap_base: mappings that ask for no address go below this one, the highest first.
     """
 
-    __slots__ = ("fence", "foretold", "locked_future", "mmap_base", "regions", "room")
+    __slots__ = ("_regions", "fence", "foretold", "locked_future", "mmap_base", "permitted", "room")
 
     def __init__(self, fd: int, mmap_base: int) -> None:
         super().__init__(fd)
         self.mmap_base = mmap_base
-        self.regions = Regions()
+        self._regions = Regions()
+        self.permitted: HostThread | None = None
+        """The thread whose brk(2) the host serves at present, without telling (:meth:`HostThread.permit_brk`)."""
         self.room = Room()
         self.locked_future = 0
         """``MCL_FUTURE`` as flags for new mappings, mlockall(2): ``VM_LOCKED`` or 0."""
@@ -85,6 +87,16 @@ class MappedMemory(Memory):
         (``passed.py``)."""
         self.foretold = True
         """It has always done so."""
+
+    @property
+    def regions(self) -> Regions:
+        """What is mapped."""
+        if self.permitted is not None:
+            self.settle_heap()
+        return self._regions
+
+    def settle_heap(self) -> None:
+        """Have brk(2) told again, and make up for what was not."""
 
     # What applications may touch.
 
@@ -110,10 +122,11 @@ class MappedMemory(Memory):
             return bool(vma.prot & PROT_WRITE)
         return self._all(address, end, PROT_WRITE)
 
-    # Nearly every access is within one mapping: what Memory does by readable() and writable(), in one step.
+    # Nearly every access is within one mapping: what Memory does by readable() and writable(), in one step. What the
+    # heap has lost without being told is EFAULT from the host; what it has got is found on the longer way.
 
     def read(self, address: int, size: int) -> bytes:
-        regions = self.regions
+        regions = self._regions
         index = bisect_right(regions.starts, address) - 1
         if index >= 0 and size:
             vma = regions.vmas[index]
@@ -128,7 +141,7 @@ class MappedMemory(Memory):
 
     def write(self, address: int, data: bytes) -> None:
         size = len(data)
-        regions = self.regions
+        regions = self._regions
         index = bisect_right(regions.starts, address) - 1
         if index >= 0 and size:
             vma = regions.vmas[index]
@@ -141,7 +154,7 @@ class MappedMemory(Memory):
         super().write(address, data)
 
     def path(self, address: int) -> bytes:
-        regions = self.regions
+        regions = self._regions
         index = bisect_right(regions.starts, address) - 1
         if index >= 0:
             vma = regions.vmas[index]

@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from casemate.late import Logger
-from casemate.sentry.abi import U64
+from casemate.sentry.abi import U64, page_up
 from casemate.sentry.errno import SysError
 from casemate.sentry.mm.mapping import (
     MAP_ANONYMOUS,
@@ -164,21 +164,27 @@ class ExpectedMapping(Expected):
 
 
 class ExpectedHeap(Expected):
-    """A heap that the host makes larger."""
+    """A heap that the host makes larger.
 
-    __slots__ = ("end", "mm", "old", "start", "wanted")
+    Arguments:
+        wanted: its end then.
+        before: its ends before, the latest first: where the host has refused one it has the next.
+    """
 
-    def __init__(self, mm: AddressSpace, start: int, end: int, old: int, wanted: int) -> None:
+    __slots__ = ("before", "mm", "wanted")
+
+    def __init__(self, mm: AddressSpace, wanted: int, *before: int) -> None:
         self.mm = mm
-        self.start = start
-        self.end = end
-        self.old = old
         self.wanted = wanted
+        self.before = before
 
     def instead(self) -> tuple[int, ...]:
         return (self.wanted,)
 
     def confirm(self) -> None:
-        if not _there(self.mm, self.end - 1):
-            self.mm.regions.remove(self.start, self.end)
-            self.mm.brk = self.old
+        mm, end = self.mm, page_up(self.wanted)
+        if _there(mm, end - 1):
+            return
+        *refused, last = self.before
+        mm.brk = next((one for one in refused if page_up(one) == mm.start_brk or _there(mm, page_up(one) - 1)), last)
+        mm.regions.remove(page_up(mm.brk), end)

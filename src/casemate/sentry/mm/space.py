@@ -53,10 +53,10 @@ class AddressSpace(MappedMemory):
     """
 
     __slots__ = (
+        "_brk",
         "arg_end",
         "arg_start",
         "auxv",
-        "brk",
         "end_code",
         "end_data",
         "env_end",
@@ -76,7 +76,7 @@ class AddressSpace(MappedMemory):
         self.layout = layout if layout is not None else Layout()
         super().__init__(fd, self.layout.mmap_base)
         self.refs = 1
-        self.start_brk = self.brk = 0
+        self.start_brk = self._brk = 0
         """Where the heap starts, and where it ends now, brk(2). The loader sets both by :meth:`set_heap`."""
         self.heap_told = False
         """The host has the same heap, and can serve brk(2) by itself (``passed.py``)."""
@@ -98,7 +98,7 @@ class AddressSpace(MappedMemory):
                 memory), taken over.
         """
         new = AddressSpace(fd, (), self.layout)
-        new.regions = self.regions.copy()
+        new._regions = self.regions.copy()
         new.room = Room(self.room)
         for name in _COPIED:
             setattr(new, name, getattr(self, name))
@@ -118,6 +118,17 @@ class AddressSpace(MappedMemory):
             self.close()
 
     # The heap.
+
+    @property
+    def brk(self) -> int:
+        """Where the heap ends now."""
+        if self.permitted is not None:
+            self.settle_heap()
+        return self._brk
+
+    @brk.setter
+    def brk(self, end: int) -> None:
+        self._brk = end
 
     def set_heap(self, start: int) -> None:
         """Where the heap starts: the loader, behind the program's data."""
@@ -170,8 +181,45 @@ class AddressSpace(MappedMemory):
         else:
             self.regions.add(Vma(old_end, new_end, PROT_READ | PROT_WRITE, VM_MAYALL))
         if passing:
-            raise Passed(ExpectedHeap(self, old_end, new_end, old, wanted) if new_end > old_end else None)
+            raise Passed(ExpectedHeap(self, wanted, old) if new_end > old_end else None)
         return wanted
+
+    def permit_heap(self, thread: HostThread, most: int) -> None:
+        """Have the host serve this thread's brk(2), within the memory that is the heap's alone, until somebody looks at
+        the heap or at the list of mappings: a program that computes grows and shrinks it for each piece of work.
+
+        Arguments:
+            thread: stands at brk(2), which is passed on and has no result to expect.
+            most: how far the heap may grow, as far as limits go.
+        """
+        regions, end = self.regions, page_up(self._brk)
+        if not self.heap_told or self.locked_future or len(regions) >= MAX_MAP_COUNT:
+            return
+        low, high = max(self.start_brk, MMAP_MIN_ADDR), min(most, TASK_SIZE)
+        if end > low:
+            vma = regions.find(end - 1)
+            if vma is None or vma.file is not None or vma.shared is not None or vma.prot != PROT_READ | PROT_WRITE:
+                return
+            low = max(low, vma.start)
+        if self._brk <= high and self.roomy(end, page_up(high) + PAGE_SIZE):
+            self.permitted = thread if thread.permit_brk(low, high, self.settle_heap) else None
+
+    def settle_heap(self) -> None:
+        thread, self.permitted = self.permitted, None
+        if thread is None:
+            return
+        last, before = thread.take_back()
+        if not last:
+            return
+        old, self._brk = self._brk, last
+        old_end, new_end = page_up(old), page_up(last)
+        if new_end < old_end:
+            self._regions.remove(new_end, old_end)
+        elif new_end > old_end:
+            self._regions.add(Vma(old_end, new_end, PROT_READ | PROT_WRITE, VM_MAYALL))
+        # A smaller one the host cannot have refused, where it had made what came before that.
+        grown = new_end > min(old_end, page_up(before or old))
+        thread.unseen(ExpectedHeap(self, last, *((before, old) if before else (old,))) if grown else None)
 
     # The stack.
 

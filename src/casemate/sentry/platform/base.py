@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from casemate.sentry.errno import SysError
@@ -131,6 +132,34 @@ class HostThread(ABC):
         if expected is not None:
             expected.confirm()
         self.answer(value)
+
+    def permit_brk(self, low: int, high: int, settle: Callable[[], None]) -> bool:
+        """Have the host make this thread's brk(2) calls from now on, without telling the kernel, as long as they make
+        the heap's end something from ``low`` to ``high``.
+
+        All that the kernel would look at must stay as it is until :meth:`take_back`: limits, what is mapped, filters of
+        the application's own. No result is expected, nor has been (:meth:`pass_on`).
+
+        Arguments:
+            settle: may be called at any time; is to call :meth:`take_back`.
+
+        Returns whether it is so: not every platform can.
+        """
+        return False
+
+    def take_back(self) -> tuple[int, int]:
+        """The end of :meth:`permit_brk`. Returns what the host was last left to make the heap's end, and before that; 0
+        for nothing."""
+        return 0, 0
+
+    def unseen(self, expected: Expected | None) -> None:
+        """What it made by a permit has come to light: where it still runs it may have yet to make it.
+
+        Arguments:
+            expected: as for :meth:`pass_on`.
+        """
+        if expected is not None:
+            expected.confirm()
 
     @abstractmethod
     def interrupt(self) -> bool:

@@ -24,11 +24,12 @@ from casemate.sentry.abi import U64
 from casemate.sentry.errno import SysError
 from casemate.sentry.platform import filter as seccomp
 from casemate.sentry.platform.base import PASSED, Events, Expected, Gone, Regs
+from casemate.sentry.platform.permits import Permits
 from casemate.sentry.platform.ptrace import PtracePlatform, PtraceThread
 from casemate.sentry.platform.tracing import PTRACE_EVENT_STOP, PTRACE_INTERRUPT, ptrace
 from casemate.sentry.syscalls.numbers import NUMBERS
 
-NATIVE: Callable[[int, int, int, int, int], Any] | None
+NATIVE: Callable[[int, int, int, int, int, Any], Any] | None
 """The loop's turn in C; None where native/notify.c was not built."""
 try:
     from casemate.sentry.platform._notify import step as NATIVE
@@ -90,6 +91,8 @@ class NotifyThread(PtraceThread):
         """Threads of the same memory that may still be in a call that was passed on, or have yet to make it; shared by
         all of them."""
         self.listener = platform.listener
+        self._permit = -1
+        """The place of its permit, :attr:`NotifyPlatform.permits`; -1 for none."""
 
     @property
     def regs(self) -> Regs:
@@ -144,8 +147,14 @@ class NotifyThread(PtraceThread):
         except OSError as error:
             if error.errno != ENOENT:
                 raise
-            self.lost = value  # or it was killed, and nobody asks again
+            self.lose(value)
         self.running = True
+
+    def lose(self, value: int) -> None:
+        """An answer did not arrive: it makes its call again, or was killed, and nobody asks again."""
+        self.lost = value
+        if self._permit >= 0:  # that call is to be told, whatever it is
+            self.platform.permits.stop(self._permit)
 
     @property
     def passes(self) -> bool:  # type: ignore[override]
@@ -166,7 +175,8 @@ class NotifyThread(PtraceThread):
             if error.errno != ENOENT:
                 raise
             self.running = True  # it makes its call again, or was killed
-            self.lost, self.passed = 0, (number, args)
+            self.lose(0)
+            self.passed = number, args
         else:
             self.running = PASSING
         self.passing.add(self)
@@ -174,6 +184,26 @@ class NotifyThread(PtraceThread):
     def confirm(self) -> None:
         if self.passed is None:
             super().confirm()
+
+    def permit_brk(self, low: int, high: int, settle: Callable[[], None]) -> bool:
+        if not self.passes or not self.platform.native or self._permit >= 0:
+            return False
+        if self.expected is not None or self.lost is not None:
+            return False
+        self._permit = self.platform.permits.give(self.tid, low, high, settle)
+        return True
+
+    def take_back(self) -> tuple[int, int]:
+        place, self._permit = self._permit, -1
+        return self.platform.permits.take_back(place) if place >= 0 else (0, 0)
+
+    def unseen(self, expected: Expected | None) -> None:
+        if not self.running:
+            super().unseen(expected)
+            return
+        self.expected = expected
+        self.running = PASSING
+        self.passing.add(self)
 
     def _settle(self) -> None:
         """Be sure that the host has made all calls of this memory that were passed on: the next one, of another thread,
@@ -282,12 +312,19 @@ class NotifyPlatform(PtracePlatform):
     def __init__(self, proc: int, native: bool = True) -> None:
         self.listener = -1
         self._native = NATIVE if native else None
+        self.permits = Permits()
         self.passes = _version() >= (5, 5)  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
         self._buffer = bytearray(_NOTIFICATION.size)
         super().__init__(proc)
         self._epoll.register(self.listener, select.EPOLLIN)
 
+    @property
+    def native(self) -> bool:
+        """Whether the loop's turn is made in C."""
+        return self._native is not None
+
     def make_thread(self, tid: int, pid: int) -> PtraceThread:
+        self.permits.forget(tid)
         return NotifyThread(self, tid, pid)
 
     def _confine(self, results: int) -> None:
@@ -315,17 +352,17 @@ class NotifyPlatform(PtracePlatform):
         deadline = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
         timeout = -1 if timeout_ns is None else -(-timeout_ns // 1_000_000)
         step, native, threads = self._step, self._native, self.threads
-        epoll, listener = self._epoll.fileno(), self.listener
+        epoll, listener, permits = self._epoll.fileno(), self.listener, self.permits.table
         thread: Any = None
         notice = value = 0
         answer: int | None
         while True:
             if native is not None:
-                found: Any = native(epoll, listener, timeout, notice, value)
+                found: Any = native(epoll, listener, timeout, notice, value, permits)
             else:
                 found = step(timeout, notice, value)
             if found is None:
-                thread.lost = value  # or it was killed, and nobody asks again
+                thread.lose(value)
                 notice = 0
                 continue
             alone = type(found) is tuple

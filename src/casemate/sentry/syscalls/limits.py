@@ -30,6 +30,7 @@ def _set(task: Task, target: Task, number: int, soft: int, hard: int) -> None:
         raise SysError(EPERM)
     if hard > limits.get(number)[1] and not task.creds.capable(CAP_SYS_RESOURCE):
         raise SysError(EPERM)
+    target.mm.settle_heap()  # what the host may do without telling was within the old one
     limits.set(number, soft, hard)
     if number == RLIMIT_CPU:
         usage.watch_limit(target.group)

@@ -70,6 +70,7 @@ def set_strict(task: Task) -> int:
     """``SECCOMP_SET_MODE_STRICT``. Raises SysError(EINVAL) where there are filters already."""
     if mode(task) == SECCOMP_MODE_FILTER:
         raise SysError(EINVAL)
+    task.mm.settle_heap()
     task.seccomp = [STRICT]
     return 0
 
@@ -108,8 +109,10 @@ def add(task: Task, flags: int, address: int) -> int:
                     raise SysError(ESRCH)
                 return other.tid
         for other in others:
+            other.mm.settle_heap()
             other.seccomp = chain
             other.no_new_privs = other.no_new_privs or task.no_new_privs
+    task.mm.settle_heap()
     task.seccomp = chain
     return 0
 
