@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Link", "Reply", "Stream"]
 
 BUFFER = 256 * 1024
+CLOSED = "the peer closed the link"
+"""The reason of an end that came in order, between two frames."""
 MAX_WORKERS = 64
 IDLE_WORKERS = 4
 MAX_EVENTS = 4096
@@ -344,7 +346,7 @@ class Link:
             if got == 0:
                 if start != end:
                     raise ProtocolError("the stream of frames ended inside a frame")
-                return "the peer closed the link"
+                return CLOSED
             end += got
             wanted = HEADER_SIZE
             while end - start >= HEADER_SIZE:
