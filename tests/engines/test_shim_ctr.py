@@ -304,12 +304,13 @@ def test_a_pair_by_name(ctr: Ctr, tmp_path: Path) -> None:
 
 @pytest.mark.feature("restarts by labels")
 def test_restarted_by_containerd(ctr: Ctr) -> None:
-    """containerd looks after containers with a label, and starts those that do not run."""
+    """containerd looks after containers with a label, and starts those that do not run. It does so with one that is
+    being made, too, and ends it: so it gets its label when it runs."""
     log = ctr.host.base / f"restarted-{ctr.kind}"
     labels = ("containerd.io/restart.status=running", f"containerd.io/restart.loguri=file://{log}")
-    options = tuple(word for label in labels for word in ("--label", label))
-    ctr.out("run", "-d", *options, BOX, "a", "sh", "-c", 'trap "exit 5" TERM; echo up; while :; do sleep 0.1; done')
+    ctr.out("run", "-d", BOX, "a", "sh", "-c", 'trap "exit 5" TERM; echo up; while :; do sleep 0.1; done')
     try:
+        ctr.out("container", "label", "a", *labels)
         first, _ = ctr.tasks()["a"]
         ctr.out("task", "kill", "-s", "SIGKILL", "a")
         eventually(lambda: ctr.tasks().get("a", (first, ""))[0] != first and ctr.status("a") == "RUNNING", "it is back")
