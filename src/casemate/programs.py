@@ -44,9 +44,26 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+RUN = "/run/casemate"
+"""The run directory where neither the environment nor the configuration names another; here because that one imports
+what a command that has only just begun should not wait for."""
+
+
+def _ask_for_keeper(program: str) -> None:
+    """Have a keeper forked while this program reads its words. Where the configuration names another run directory,
+    or there is a pool that has keepers ready, it is of no use, and ends with this process."""
+    run = os.environ.get("CASEMATE_RUN") or RUN
+    if os.path.isdir(f"{run}/nursery") and not os.path.exists(f"{run}/pool/pool.sock"):
+        from casemate.keeper import nursery
+
+        nursery.reserve(program, run)
+
+
 def casemate() -> NoReturn:
     """``casemate``."""
     begin()
+    if sys.argv[1:2] == ["run"]:
+        _ask_for_keeper("casemate.keeper")
     from casemate.cli.main import main
 
     leave(main())

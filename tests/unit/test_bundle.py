@@ -12,7 +12,7 @@ import pytest
 
 import casemate
 
-SOURCES = ("__init__.py", "__main__.py", "bundle.py", "late.py", "programs.py", "errors.py", "ids.py")
+SOURCES = ("__init__.py", "__main__.py", "bundle.py", "late.py", "texts.py", "programs.py", "errors.py", "ids.py")
 
 
 @pytest.fixture

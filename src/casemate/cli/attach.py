@@ -7,9 +7,11 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
 if TYPE_CHECKING:
+    from typing import Any
+
     from casemate.keeper.client import Session, Stdio
 
 FORWARDED = (

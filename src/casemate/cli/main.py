@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 from casemate.errors import CasemateError, HostError, UsageError
 from casemate.programs import settle
+
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
+if TYPE_CHECKING:
+    from typing import Any
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module in casemate.cli, one line for the overview)

@@ -11,9 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TextIO
 
 from casemate.errors import CasemateError
+
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
+if TYPE_CHECKING:
+    from typing import TextIO
 
 RED, GREEN, YELLOW, DIM, BOLD = "31", "32", "33", "2", "1"
 PATIENCE = 1.0

@@ -8,7 +8,10 @@ leaves to argparse, which has the words for that.
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
+if TYPE_CHECKING:
+    from typing import Any
 
 FLAG, VALUE, VALUES = range(3)
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Any
 
 from casemate import ids
 from casemate.cli import attach, common, output, values
 from casemate.config import WALLS
 from casemate.errors import CasemateError, ContainerError, HostError, ImageNotFound, NameInUse, UsageError
+from casemate.keeper import nursery
 from casemate.oci import spec
 from casemate.pool import client as pool
 
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
 if TYPE_CHECKING:
+    from typing import Any
+
     from casemate.cli.parser import Parser
     from casemate.config import Config
     from casemate.keeper.store import Container, Store
@@ -70,6 +73,7 @@ def run(config: Config, args: Any) -> int:
     Returns:
         The command's exit status; 0 when detached.
     """
+    nursery.hurry()
     _check_terminal(args)
     wishes = wishes_of(args)
     settings = _settings(config, args)

@@ -9,11 +9,11 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from casemate.errors import UsageError
 from casemate.oci import spec
 
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
 if TYPE_CHECKING:
     from casemate.host.ports import PortMap
 

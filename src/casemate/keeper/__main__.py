@@ -77,8 +77,8 @@ def serve(words: Sequence[str]) -> int:
 
     syscalls.one_arena()
     try:
-        config = configuration.load()
         namespaces.unshare_mounts()  # before any thread begins: each has the mount namespace of the one that began it
+        config = configuration.load()
     except CasemateError as error:  # whoever started it reads the last line
         print(error, file=sys.stderr)
         return 1

@@ -8,14 +8,16 @@ import socket
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
 
 from casemate.config import Config
 from casemate.errors import ContainerError, HostError, NoSuchContainer, NotRunning, StateError
 from casemate.keeper import nursery
 from casemate.keeper.control import SOCKET_NAME, Connection, ControlClosed, raise_error
 
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
 if TYPE_CHECKING:
+    from typing import Any, BinaryIO
+
     from casemate.keeper.store import Container
 
 Stdio = tuple[int | None, int | None, int | None]
@@ -112,6 +114,7 @@ def hand_over(
         member: the connection to it.
         volumes: a detached tree for each volume of the container; they stay open here too.
     """
+    nursery.release()
     try:
         return _open_session(member, container, {"op": "run"}, stdio, size, volumes)
     except ControlClosed:

@@ -14,9 +14,12 @@ import os
 import socket
 import struct
 import threading
-from typing import Any
 
 from casemate.errors import ContainerError, HostError
+
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_MESSAGE = 4 << 20
 MAX_FDS = 32

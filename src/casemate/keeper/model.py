@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
 
 from casemate.errors import StateError, UsageError
 from casemate.host.ports import PortMap
 from casemate.ids import is_id
+
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
+if TYPE_CHECKING:
+    from typing import Any
 
 STATUSES = ("creating", "running", "paused", "exited")
 

@@ -18,18 +18,25 @@ the nursery leaves its own for the topmost ones, and a keeper joins those of who
 
 ::
 
-    starter to nursery     {"circumstances", "groups", "arguments", "environment"}, with the descriptors
+    starter to nursery     circumstances, control groups
     keeper to starter      born
+    starter to keeper      soon (perhaps)
+    starter to keeper      {"arguments", "environment"}, with the descriptors
+    keeper to starter      ready
     starter to keeper      go
 
-The last step is there because a starter that has waited for too long executes a keeper itself; the forked one, which
-may come to life after that, then finds nobody to tell it to go, and ends.
+A starter may ask before it knows what for (:func:`reserve`): the keeper is born while it reads its command line, and
+waits for its words until they come or the starter ends. The last step is there because a starter that has waited for
+too long executes a keeper itself; the forked one, which may come to life after that, then finds nobody to tell it to
+go, and ends.
 """
 
 from __future__ import annotations
 
+import _socket  # the rest of socket takes a starter longer than all of this
 import contextlib
 import os
+import struct
 import sys
 import zlib
 
@@ -40,10 +47,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ANSWER_SECONDS = 5.0
-"""How long a starter waits for a keeper to be born, and that for its word to go."""
+"""How long a starter waits for a keeper to be born and to be ready, and that for the word to go."""
 MAX_REQUEST = 192 << 10
 """Bytes of a request; an environment that is larger (the kernel has buffers of 208 KiB) goes to a new Python."""
-_BORN, _GO = b"born", b"go"
+_BORN, _SOON, _READY, _GO = b"born", b"soon", b"ready", b"go"
+_reserved: tuple[str, str, str, _socket.socket] | None = None
+"""Of a keeper that was asked for ahead: where, for which circumstances, in which groups, and the connection to it."""
 held = -1
 """This keeper's end of the pipe that keeps its nursery alive, or -1: whoever gets a copy keeps it alive, too."""
 _STATUS = (
@@ -98,15 +107,58 @@ def _topmost() -> str:
     return "".join(f"{line.rpartition(':')[0]}:/\n" for line in _groups().splitlines())
 
 
-def _address(run: Path, around: str) -> str:
+def _address(run: Path | str, around: str) -> str:
     """Where the nursery for such circumstances is. A digest that others hit too does no harm: the text is compared."""
     return f"{run}/nursery/{zlib.crc32(around.encode()):08x}"
+
+
+def reserve(program: str, run: str) -> None:
+    """Have a keeper forked that :func:`deliver` can have, while the caller finds out what for; nothing where there is
+    no nursery. Where it is not used it ends with this process.
+
+    Arguments:
+        program: as for :func:`deliver`.
+        run: the run directory.
+    """
+    global _reserved
+    with contextlib.suppress(OSError, ValueError):
+        around, groups = circumstances(program), _groups()
+        place = _address(run, around)
+        _reserved = place, around, groups, _ask(place, around, groups)
+
+
+def hurry() -> None:
+    """The one that was reserved, if it was, will be wanted in about ten milliseconds. To be called once."""
+    if _reserved is not None:
+        with contextlib.suppress(OSError):  # it is gone, which deliver() finds out
+            _reserved[3].send(_SOON)
+
+
+def release() -> None:
+    """The one that was reserved is of no use."""
+    global _reserved
+    if _reserved is not None:
+        _reserved[3].close()
+        _reserved = None
+
+
+def _ask(place: str, around: str, groups: str) -> _socket.socket:
+    """Ask for a keeper; the connection on which it will be there. Raises OSError."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(ANSWER_SECONDS)
+        sock.connect(place)
+        sock.send(f"{around}\0{groups}".encode())
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def deliver(
     run: Path, program: str, arguments: Sequence[str], fds: Sequence[int], environment: dict[str, str]
 ) -> bool:
-    """Have a keeper forked.
+    """Have a keeper forked, or take the one that was.
 
     Arguments:
         run: the run directory.
@@ -118,24 +170,33 @@ def deliver(
     Returns:
         whether it lives; else it never will, and one has to be executed.
     """
+    global _reserved
     import json
-    import socket
 
+    ahead, _reserved = _reserved, None
+    sock = None if ahead is None else ahead[3]
     try:
-        around = circumstances(program)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
-            sock.settimeout(ANSWER_SECONDS)
-            sock.connect(_address(run, around))
-            request = {
-                "circumstances": around, "groups": _groups(), "arguments": list(arguments), "environment": environment,
-            }  # fmt: skip
-            socket.send_fds(sock, [json.dumps(request).encode()], list(fds))
-            if sock.recv(16) != _BORN:
-                return False
-            sock.send(_GO)
-            return True
+        around, groups = circumstances(program), _groups()
+        place = _address(run, around)
+        if ahead is not None and ahead[:3] != (place, around, groups):
+            ahead[3].close()
+            sock = None
+        if sock is None:
+            sock = _ask(place, around, groups)
+        if sock.recv(16) != _BORN:
+            return False
+        request = json.dumps({"arguments": list(arguments), "environment": environment}).encode()
+        rights = struct.pack(f"={len(fds)}i", *fds)
+        sock.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        if sock.recv(16) != _READY:
+            return False
+        sock.send(_GO)
+        return True
     except (OSError, ValueError):
         return False
+    finally:
+        if sock is not None:
+            sock.close()
 
 
 class Birth:
@@ -233,12 +294,11 @@ def _serve(program: str, place: str, around: str, living: int, lock: int) -> Bir
                 gc.collect()
                 gc.freeze()  # a collection in a keeper would write to every object's header
                 warm = True
-            birth = _birth(sock, around, living)
-        if birth is not None:
-            listener.close()
-            os.close(lock)
-            os.close(living)
-            return birth
+            if _birth(sock, around, living):
+                listener.close()  # now: it may be long until it is told what for
+                os.close(lock)
+                os.close(living)
+                return _be_told(sock)
 
 
 def _warm(program: str) -> None:
@@ -281,53 +341,63 @@ def _program() -> dict[str, tuple[int, int]]:
     return found
 
 
-def _birth(sock: socket.socket, around: str, living: int) -> Birth | None:
-    """Serve a starter. Returns what is to be done in the keeper, and None in the nursery."""
-    import json
-    import socket
-
+def _birth(sock: socket.socket, around: str, living: int) -> bool:
+    """Serve a starter. Returns whether this is the keeper that was forked."""
     global held
-    fds: list[int] = []
     try:
         sock.settimeout(ANSWER_SECONDS)
-        body, fds, flags, _ = socket.recv_fds(sock, MAX_REQUEST, 8)
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) != 4:
-            return None
-        request = json.loads(body)
-        if request["circumstances"] != around:
-            return None
+        asked, _, groups = sock.recv(MAX_REQUEST).decode().partition("\0")
+        if asked != around:
+            return False
         between = os.fork()  # which ends at once, so that the keeper is nobody's child
         if between:
             os.waitpid(between, 0)
-            return None
+            return False
         try:
             if os.fork():
                 os._exit(0)
         except OSError:
             os._exit(1)  # never a second nursery: the starter sees that nobody was born
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    else:
-        # A pipe has as many ends as it is opened by; this one stays open for the keeper's life.
-        held = os.open(f"/proc/self/fd/{living}", os.O_WRONLY | os.O_CLOEXEC)
-        os.setsid()
-        _join(str(request["groups"]))
-        os.dup2(fds[0], 1)
-        os.dup2(fds[1], 2)
-        keeps, fds = (fds[2], fds[3]), fds[:2]
-        arguments = [str(word) for word in request["arguments"]]
-        os.environ.clear()
-        os.environ.update(request["environment"])
-        _call_it(arguments)
-        sock.send(_BORN)
-        if sock.recv(16) != _GO:
-            os._exit(0)
-        return Birth(arguments, keeps)
-    finally:
-        for fd in fds:
-            os.close(fd)
+    except (OSError, ValueError):
+        return False
+    # A pipe has as many ends as it is opened by; this one stays open for the keeper's life.
+    held = os.open(f"/proc/self/fd/{living}", os.O_WRONLY | os.O_CLOEXEC)
+    os.setsid()
+    _join(groups)
+    sock.send(_BORN)
+    return True
+
+
+def _be_told(sock: socket.socket) -> Birth:
+    """In the keeper: learn what it is for, however long that takes. Does not return where it is of no use."""
+    import json
+    import socket
+
+    from casemate.host import cgroups
+
+    sock.settimeout(None)
+    body, fds, flags, _ = socket.recv_fds(sock, MAX_REQUEST, 8)
+    if body == _SOON:
+        cgroups.move_nobody()  # it will be moved to the sandbox's, and then nobody is to wait for it
+        body, fds, flags, _ = socket.recv_fds(sock, MAX_REQUEST, 8)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    if not body or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) != 4:
+        os._exit(0)
+    request = json.loads(body)
+    os.dup2(fds[0], 1)
+    os.dup2(fds[1], 2)
+    for fd in fds[:2]:
+        os.close(fd)
+    arguments = [str(word) for word in request["arguments"]]
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    _call_it(arguments)
+    sock.settimeout(ANSWER_SECONDS)
+    sock.send(_READY)
+    if sock.recv(16) != _GO:
+        os._exit(0)
+    return Birth(arguments, (fds[2], fds[3]))
 
 
 def _call_it(arguments: Sequence[str]) -> None:

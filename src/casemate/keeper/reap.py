@@ -153,7 +153,7 @@ def clean_host(container: Container) -> None:
         return True
 
     group = cgroups.find(identifier)
-    _leave(group.procs_files())
+    leave(group.procs_files())
     if attempt(group.kill):
         attempt(group.remove)
         attempt(lambda: uids.release(identifier, config))  # nobody runs as this user any more
@@ -169,7 +169,7 @@ def clean_host(container: Container) -> None:
         raise HostError("; ".join(problems))
 
 
-def _leave(procs: tuple[Path, ...]) -> None:
+def leave(procs: tuple[Path, ...]) -> None:
     """Move this process to the hierarchy's root if it is in the sandbox's group: a keeper that cleans up after itself
     would be killed with the rest."""
     pid = str(os.getpid())

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from casemate.errors import CasemateError, ContainerError, HostError, NotRunning, UsageError
+from casemate.host import cgroups
 from casemate.keeper import reap
 from casemate.keeper.control import SOCKET_NAME, Connection, ControlClosed, close_all, error_message
 from casemate.keeper.logs import LogWriter
@@ -146,7 +147,11 @@ class Keeper:
             self._listener.close()
         if self.state.status == "running" and (end.oom or not end.error) and self.spec.keeps_files():
             self.sandbox.flush()
+        # It can leave the sandbox's control group meanwhile; that waits for something in the kernel.
+        leaving = threading.Thread(target=self._attempt, args=(self._leave_group,), name="leave", daemon=True)
+        leaving.start()
         problem = self._attempt(self.sandbox.close)
+        leaving.join()
         self._log.close()
         problem = self._attempt(lambda: reap.clean_host(self.container)) or problem
         error = "; ".join(filter(None, (end.error, problem and reap.leftovers(problem))))
@@ -163,6 +168,9 @@ class Keeper:
             if not self.spec.remove or problem or self._attempt(self.container.delete_files):
                 self._save()
         self._gone.set()
+
+    def _leave_group(self) -> None:
+        reap.leave(cgroups.find(self.container.id).procs_files())
 
     @staticmethod
     def _attempt(step: Callable[[], None]) -> str:

@@ -16,7 +16,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -279,6 +278,8 @@ class Store:
             except OSError as error:
                 if lock_fd >= 0:
                     os.close(lock_fd)
+                import shutil  # here, because it brings all that compresses
+
                 shutil.rmtree(path, ignore_errors=True)
                 raise HostError(f"cannot write to {self.path}: {error.strerror}", "free some space") from None
         return Container(self.config, path, lock_fd)

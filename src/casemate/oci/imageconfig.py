@@ -10,10 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NoReturn
 
 from casemate.errors import BadImage
 from casemate.oci.reference import is_digest
+
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 MAX_BYTES = 4 << 20
 MAX_ITEMS = 4096

@@ -16,7 +16,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Collection
-from typing import Any
+
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
+if TYPE_CHECKING:
+    from typing import Any
 
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86"),

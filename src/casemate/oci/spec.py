@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from casemate.errors import UsageError
 from casemate.oci import seccomp
 
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
 if TYPE_CHECKING:
+    from typing import Any
+
     from casemate.oci.imageconfig import ImageConfig
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -23,11 +23,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from casemate import jsonfile
 from casemate.errors import HostError, StateError
 from casemate.oci.reference import is_digest
+
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = 1
 STRIPES = 64

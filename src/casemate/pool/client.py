@@ -11,12 +11,15 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from casemate import __version__, ids
 from casemate.config import Config
 from casemate.errors import CasemateError, HostError
 from casemate.keeper.control import Connection, ControlClosed, close_all
+
+TYPE_CHECKING = False  # not from typing: that is one of the modules which cost
+if TYPE_CHECKING:
+    from typing import Any
 
 SECONDS = 2.0
 """How long a pool may take to answer; one that takes longer is none."""

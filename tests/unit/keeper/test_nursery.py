@@ -254,3 +254,39 @@ def test_it_is_in_the_control_groups_of_who_asks(first: First) -> None:
         for group in groups:
             first.until(lambda group=group: not (group / "cgroup.procs").read_text())  # type: ignore[misc]
             group.rmdir()
+
+
+@pytest.mark.parametrize("hurry", [False, True])
+def test_one_that_was_asked_for_ahead_is_taken(first: First, hurry: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    nursery.reserve("test", str(first.run))
+    if hurry:
+        nursery.hurry()
+    monkeypatch.setattr(nursery, "_ask", lambda *_: pytest.fail("there is one already"))
+    keeper = ask(first, ["one"], {"A": "b"})
+    assert keeper.born
+    said = keeper.say()
+    assert said["arguments"] == ["one"] and said["environment"] == {"A": "b"}
+    keeper.close()
+
+
+@pytest.mark.parametrize("how", ["unused", "elsewhere", "changed", "not there"])
+def test_one_that_was_asked_for_ahead_in_vain_ends(first: First, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nursery, which waits for all that came from it, would stay else."""
+    nursery.reserve("test", str(first.run if how != "not there" else first.run / "none"))
+    assert (nursery._reserved is None) == (how == "not there")
+    if how == "unused":
+        nursery.release()
+    elif how == "elsewhere":
+        null = os.open(os.devnull, os.O_RDWR)
+        assert not nursery.deliver(first.run / "other", "test", ["x"], [null] * 4, {})
+        os.close(null)
+    elif how == "changed":  # since it was asked for: it is not what the starter would make itself
+        place = nursery._address(first.run, nursery.circumstances("test"))
+        monkeypatch.setattr(nursery, "_address", lambda run, around: place)
+        monkeypatch.setattr(nursery, "circumstances", lambda program: "others")
+        keeper = ask(first, ["x"], {})
+        assert not keeper.born
+        keeper.close()
+    assert nursery._reserved is None
+    first.end()
+    first.until(lambda: not first.nurseries)

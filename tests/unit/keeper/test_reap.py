@@ -181,5 +181,5 @@ def test_leaving_a_group_whose_root_takes_no_processes(tmp_path: Path) -> None:
     (tmp_path / "cgroup.procs").mkdir()  # refuses to be written to
     procs = group / "cgroup.procs"
     procs.write_text(f"{os.getpid()}\n")
-    reap._leave((procs,))
+    reap.leave((procs,))
     assert (tmp_path / "casemate" / "ending" / "cgroup.procs").read_text() == str(os.getpid())
