@@ -21,7 +21,11 @@
  *   from it             int32: the twin's process id, with its descriptor (pidfd_open(2)); or minus an error number
  *   on the life line    to the twin: struct request and the filter, with a network namespace and what takes the place
  *                       of `target`; from it: 'u' (up) when all its threads run, or 'x' and two int32: an error number
- *                       and the line here where it came up. It ends when the line does.
+ *                       and the line here where it came up. Later 's' (settle), to the twin, and 's' and int64, from
+ *                       it: how many bytes it has given back, or minus an error number. It ends when the line does.
+ *
+ * Before it is copied for the first time the original puts the guest's memory as it then is into a sealed file, and maps
+ * that privately in its place: a page that a twin has written to, and that is again as it was, can then be given back.
  *
  * Nothing here may allocate memory or use stdio while threads stand still: they may hold the locks.
  */
@@ -58,6 +62,7 @@
 #endif
 
 enum { MAX_THREADS = 64, MAX_TARGETS = 16, MAX_FILTER = 1024, MAX_MAPPED = 8, STACK = 4096, STILL_SECONDS = 10 };
+enum { PAGE = 4096, MAX_PAGES = 1 << 15 };
 #define STAND (SIGRTMAX - 3)
 #define MAGIC 0x6e697774u
 
@@ -84,9 +89,18 @@ static struct {
     struct request head;
     struct sock_filter filter[MAX_FILTER];
 } request;
-static char text[65536];
+static char text[65536] __attribute__((aligned(8)));
 static int (*next_mask)(int, const sigset_t *, sigset_t *);
 static int (*next_madvise)(void *, size_t, int);
+static bool born;                /* this is a twin, and its threads run */
+static int round_of;            /* futex: which standing still of a twin this is; another number lets go */
+static bool merge;              /* QEMU wants equal pages merged (ksm) */
+static struct {
+    char *begin;                /* the guest's memory, mapped privately */
+    const char *file;           /* the same file, only to be read */
+    size_t size;
+    int pagemap;
+} memory = {.pagemap = -1};
 
 /* ---- what QEMU calls */
 
@@ -102,10 +116,17 @@ int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
     return next_mask(how, set, old);
 }
 
-/* It does not want a child of its own to have the guest's memory; a copy has to. */
+/* It does not want a child of its own to have the guest's memory; a copy has to. And what the guest gives back of its
+ * window stays in the file, for QEMU has it punch the hole by fallocate(2), which does nothing here for the sake of the
+ * template's file (docs/templates.md). This punches one into what is mapped shared, and refuses anything else. */
 int madvise(void *address, size_t length, int advice)
 {
-    return control >= 0 && advice == MADV_DONTFORK ? 0 : next_madvise(address, length, advice);
+    merge = merge || advice == MADV_MERGEABLE;
+    if (control >= 0 && advice == MADV_DONTFORK)
+        return 0;
+    if (control >= 0 && advice == MADV_DONTNEED && !next_madvise(address, length, MADV_REMOVE))
+        return 0;
+    return next_madvise(address, length, advice);
 }
 
 /* What it tells a guest that asks for random numbers (RDRAND, virtio-rng). GnuTLS has a generator of its own, which
@@ -151,6 +172,13 @@ static void stand(int signal)
         struct thread *me = &threads[i];
         if (me->tid != tid || me->still)
             continue;
+        if (born) {
+            int round = __atomic_load_n(&round_of, __ATOMIC_SEQ_CST);
+            set(&me->still, 1);
+            while (__atomic_load_n(&round_of, __ATOMIC_SEQ_CST) == round)
+                futex(&round_of, FUTEX_WAIT, round, NULL);
+            break;
+        }
         if (syscall(SYS_arch_prctl, ARCH_GET_FS, &me->pointer) || prctl(PR_GET_TID_ADDRESS, &me->number, 0, 0, 0) ||
             syscall(SYS_get_robust_list, 0, &me->robust, &me->robust_size))
             _exit(70);
@@ -345,53 +373,75 @@ static int replace(int fd)
     return strncmp(target, "socket:", 7) && strncmp(target, "pipe:", 5) ? 0 : -ENOTCONN;
 }
 
-/* Maps the new files where the old ones are mapped for all who have them. */
-static int remap(void)
+/* One mapping of this process: proc_pid_maps(5). */
+struct mapping {
+    unsigned long begin, end, offset, major, minor, inode;
+    const char *mode, *name;
+};
+
+/* Gives each mapping to `use`, until that returns an error. */
+static int each_mapping(int (*use)(const struct mapping *))
 {
-    struct {
-        unsigned long begin, end, offset;
-        int fd, protection;
-    } mapped[MAX_MAPPED];
     static char line[4608];
-    int amount = 0, size = 0, fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-    ssize_t got;
+    int error = 0, size = 0, fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    ssize_t got = 0;
     if (fd < 0)
         return -errno;
-    while ((got = read(fd, text, sizeof text)) > 0)
-        for (ssize_t i = 0; i < got; i++) {
+    while (!error && (got = read(fd, text, sizeof text)) > 0)
+        for (ssize_t i = 0; !error && i < got; i++) {
+            struct mapping one;
+            const char *at = line;
             if (text[i] != '\n') {
                 if (size < (int)sizeof line - 1)
                     line[size++] = text[i];
                 continue;
             }
-            const char *at = line;
             line[size] = 0;
             size = 0;
-            unsigned long begin = numeral(at, 16, &at);
-            unsigned long end = numeral(at + 1, 16, &at);
-            const char *mode = at + 1;
-            unsigned long offset = numeral(mode + 5, 16, &at);
-            unsigned long major = numeral(at + 1, 16, &at);
-            unsigned long minor = numeral(at + 1, 16, &at);
-            unsigned long inode = numeral(at + 1, 10, &at);
-            for (unsigned t = 0; inode && mode[3] == 's' && t < request.head.targets; t++) {
-                unsigned long device = (major & 0xfffu) << 8 | (minor & 0xffu) | (minor & ~0xfful) << 12;
-                if (replaced[t].inode != inode || replaced[t].device != device)
-                    continue;
-                if (amount == MAX_MAPPED) {
-                    close(fd);
-                    return -E2BIG;
-                }
-                mapped[amount].begin = begin;
-                mapped[amount].end = end;
-                mapped[amount].offset = offset;
-                mapped[amount].fd = replaced[t].fd;
-                mapped[amount++].protection = (mode[0] == 'r' ? PROT_READ : 0) | (mode[1] == 'w' ? PROT_WRITE : 0);
-            }
+            one.begin = numeral(at, 16, &at);
+            one.end = numeral(at + 1, 16, &at);
+            one.mode = at + 1;
+            one.offset = numeral(one.mode + 5, 16, &at);
+            one.major = numeral(at + 1, 16, &at);
+            one.minor = numeral(at + 1, 16, &at);
+            one.inode = numeral(at + 1, 10, &one.name);
+            while (*one.name == ' ')
+                one.name++;
+            error = use(&one);
         }
     close(fd);
-    if (got < 0)
-        return -EIO;
+    return error ? error : got < 0 ? -EIO : 0;
+}
+
+static struct {
+    unsigned long begin, end, offset;
+    int fd, protection;
+} mapped[MAX_MAPPED];
+static int amount;
+
+static int note_replaced(const struct mapping *one)
+{
+    unsigned long device = (one->major & 0xfffu) << 8 | (one->minor & 0xffu) | (one->minor & ~0xfful) << 12;
+    for (unsigned t = 0; one->inode && one->mode[3] == 's' && t < request.head.targets; t++) {
+        if (replaced[t].inode != one->inode || replaced[t].device != device)
+            continue;
+        if (amount == MAX_MAPPED)
+            return -E2BIG;
+        mapped[amount].begin = one->begin;
+        mapped[amount].end = one->end;
+        mapped[amount].offset = one->offset;
+        mapped[amount].fd = replaced[t].fd;
+        mapped[amount++].protection = (one->mode[0] == 'r' ? PROT_READ : 0) | (one->mode[1] == 'w' ? PROT_WRITE : 0);
+    }
+    return 0;
+}
+
+/* Maps the new files where the old ones are mapped for all who have them. */
+static int remap(void)
+{
+    int error = each_mapping(note_replaced);
+    if (error)
+        return error;
     for (int i = 0; i < amount; i++)
         if (mmap((void *)mapped[i].begin, mapped[i].end - mapped[i].begin, mapped[i].protection,
                  MAP_SHARED | MAP_FIXED, mapped[i].fd, (off_t)mapped[i].offset) == MAP_FAILED)
@@ -433,6 +483,13 @@ static int become(int *where)
     TRY(syscall(SYS_setresgid, head->gid, head->gid, head->gid));
     TRY(syscall(SYS_setresuid, head->uid, head->uid, head->uid));
     TRY(syscall(SYS_capset, &version, none));
+    if (memory.size) {
+        /* Opened by the user that it now is, to whom it shows no physical addresses; who that user is to his own
+         * directory of /proc depends on this flag. There is nobody else of that user. */
+        TRY(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0));
+        TRY(memory.pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+        TRY(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
+    }
     TRY(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     TRY(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0));
     return 0;
@@ -471,6 +528,118 @@ static long make_thread(struct thread *one)
                      : "=a"(result)
                      : "0"(SYS_clone), "D"(flags), "S"(stack), "d"(NULL), "r"(number), "r"(pointer)
                      : "rcx", "r11", "memory");
+    return result;
+}
+
+/* ---- the guest's memory */
+
+static unsigned char resident[MAX_PAGES];
+
+static int note_memory(const struct mapping *one)
+{
+    if (strncmp(one->name, "/memfd:casemate-template", 24) || strncmp(one->mode, "rw-p", 4))
+        return 0;
+    if (memory.size || one->offset)
+        return -E2BIG;
+    memory.begin = (char *)one->begin;
+    memory.size = one->end - one->begin;
+    return 0;
+}
+
+/* Puts what the file has of the guest's memory, and what was written to it since, into another one; what is neither
+ * stays a hole. */
+static int fill(int fd)
+{
+    size_t pages = memory.size / PAGE;
+    if (ftruncate(fd, (off_t)memory.size) || mincore(memory.begin, memory.size, resident))
+        return -errno;
+    for (size_t i = 0, end; i < pages; i = end) {
+        for (end = i + 1; end < pages && !(resident[end] & 1) == !(resident[i] & 1); end++)
+            ;
+        for (size_t at = i; resident[i] & 1 && at < end;) {
+            ssize_t put = pwrite(fd, memory.begin + at * PAGE, (end - at) * PAGE, (off_t)(at * PAGE));
+            if (put <= 0 || put % PAGE)
+                return put < 0 ? -errno : -ENOSPC;
+            at += (size_t)put / PAGE;
+        }
+    }
+    return fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) ? -errno : 0;
+}
+
+/* Has the guest's memory begin anew as it is now, for all twins. Where it cannot be done they give nothing back. */
+static void rebase(void)
+{
+    int fd = -1, error = each_mapping(note_memory);
+    void *file = MAP_FAILED;
+    if (error || !memory.size || memory.size / PAGE > MAX_PAGES)
+        goto none;
+    fd = (int)syscall(SYS_memfd_create, "casemate-original", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0 || fill(fd))
+        goto none;
+    file = mmap(NULL, memory.size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (file == MAP_FAILED || mmap(memory.begin, memory.size, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd, 0) == MAP_FAILED)
+        goto none;
+    next_madvise(memory.begin, memory.size, MADV_DONTDUMP);
+    if (merge)
+        next_madvise(memory.begin, memory.size, MADV_MERGEABLE);
+    memory.file = file;
+    close(fd);
+    return;
+none:
+    if (file != MAP_FAILED)
+        munmap(file, memory.size);
+    if (fd >= 0)
+        close(fd);
+    memory.size = 0;
+}
+
+/* Gives back what is again as the original had it, while nobody else runs; how many bytes that are. */
+static int64_t give_back(void)
+{
+    enum { PRESENT = 63, FILE_PAGE = 61 };
+    uint64_t *entries = (uint64_t *)(void *)text;
+    size_t pages = memory.size / PAGE, most = sizeof text / sizeof *entries;
+    off_t where = (off_t)((unsigned long)memory.begin / PAGE * sizeof *entries);
+    int64_t given = 0;
+    for (size_t i = 0; i < pages;) {
+        size_t amount_now = pages - i < most ? pages - i : most;
+        ssize_t got = pread(memory.pagemap, entries, amount_now * sizeof *entries,
+                            where + (off_t)(i * sizeof *entries));
+        if (got < (ssize_t)sizeof *entries)
+            return got < 0 ? -errno : -EIO;
+        size_t stop = (size_t)got / sizeof *entries;
+        for (size_t k = 0, run; k < stop; k += run ? run : 1) {
+            for (run = 0; k + run < stop; run++) {
+                size_t at = (i + k + run) * PAGE;
+                if (!(entries[k + run] >> PRESENT & 1) || entries[k + run] >> FILE_PAGE & 1 ||
+                    memcmp(memory.begin + at, memory.file + at, PAGE))
+                    break;
+            }
+            if (run && next_madvise(memory.begin + (i + k) * PAGE, run * PAGE, MADV_DONTNEED))
+                return -errno;
+            given += (int64_t)(run * PAGE);
+        }
+        i += stop;
+    }
+    /* What was looked at for it need not be mapped. */
+    next_madvise((void *)(unsigned long)memory.file, memory.size, MADV_DONTNEED);
+    return given;
+}
+
+static int64_t settle(void)
+{
+    int64_t result;
+    if (!memory.size || memory.pagemap < 0)
+        return -EOPNOTSUPP;
+    for (int i = 0; i < count; i++)
+        threads[i].still = 0;
+    __atomic_store_n(&count, 0, __ATOMIC_SEQ_CST);
+    result = still();
+    if (!result)
+        result = give_back();
+    __atomic_add_fetch(&round_of, 1, __ATOMIC_SEQ_CST);
+    futex(&round_of, FUTEX_WAKE, INT_MAX, NULL);
     return result;
 }
 
@@ -530,10 +699,17 @@ __attribute__((noreturn)) static void live(void)
         (void)!write(life, message, sizeof message);
         _exit(71);
     }
+    born = true;
     set(&going, INT_MAX);
     if (write(life, &word, 1) == 1)
         while (read(life, &word, 1) > 0)
-            ;
+            if (word == 's') {
+                int64_t given = settle();
+                char message[1 + sizeof given] = "s";
+                memcpy(message + 1, &given, sizeof given);
+                if (write(life, message, sizeof message) != sizeof message)
+                    break;
+            }
     _exit(0);
 }
 
@@ -575,6 +751,7 @@ static void *serve(void *unused)
                 _exit(72);
             }
             sigaction(SIGCHLD, &nobody, NULL);
+            rebase();
             stands = true;
         }
         if (!result) {

@@ -189,6 +189,37 @@ def test_a_container_in_one_works(own: Casemate, pair: tuple[Container, Containe
     second.sh("dd if=/dev/zero of=/dev/shm/full bs=1M count=600 2>/dev/null; rm /dev/shm/full", timeout=120)
 
 
+def guest_memory(pid: int) -> int:
+    """How many KiB of the guest's memory one has for itself: what is mapped from the original's sealed file."""
+    mapped = iter(Path(f"/proc/{pid}/smaps").read_text().splitlines())
+    next(line for line in mapped if " rw-p " in line and "/memfd:casemate-original" in line)
+    return next(int(line.split()[1]) for line in mapped if line.startswith("Private_Dirty:"))
+
+
+def test_what_is_again_as_the_original_has_it_is_given_back(own: Casemate) -> None:
+    """By itself, soon after its start, when it is idle; and nothing is lost by it."""
+    with detached(own, "settling") as box:
+        pid = vmm(box)
+        assert box.sh("echo kept > /tmp/kept; md5sum /bin/busybox > /tmp/sum; sleep 0.5; echo on") == "on"
+        before = guest_memory(pid)
+        until(lambda: guest_memory(pid) < before - 512, "memory given back", 60)
+        assert box.sh("cat /tmp/kept; md5sum -c /tmp/sum") == "kept\n/bin/busybox: OK"
+        with open(f"/proc/{pid}/cgroup") as group, open(f"/proc/{pid}/status") as status:
+            assert group.read() and "State:\tT" not in status.read()
+
+
+def test_the_window_has_no_more_than_what_is_in_use(own: Casemate) -> None:
+    """The guest has told its host of what is free there, before it was copied and after it."""
+    with detached(own, "plain") as box:
+        pid = vmm(box)
+
+        def window() -> int:  # KiB, of 16 MiB
+            links = {f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")}
+            return max(os.stat(link).st_blocks // 2 for link in links if "casemate-window" in os.readlink(link))
+
+        until(lambda: window() < 7 << 10, "free memory taken out of the window", 60)
+
+
 def test_they_reach_each_other(own: Casemate, pair: tuple[Container, Container]) -> None:
     address = own.inspect("second")["NetworkSettings"]["IPAddress"]
     with own.popen("exec", "second", "nc", "-l", "-p", "7000", stdin=subprocess.DEVNULL) as server:

@@ -42,6 +42,11 @@ MEMORY_PATIENCE = 30.0
 AUTO_ONLINE = "/sys/devices/system/memory/auto_online_blocks"
 EVENT = "/sys/firmware/acpi/interrupts/gpe01"
 """The event by which a machine tells of devices that were plugged in or are to go (acpi_pci_hotplug of QEMU)."""
+REPORTING = "/sys/module/page_reporting/parameters/page_reporting_order"
+REPORTED = "1"
+"""How much memory that is free in one piece the host is told of: a power of two of pages. The kernel's own number is 2
+MiB, and in a small guest as much again is free in smaller pieces. It tells of what has been free for two seconds, and
+of a sixteenth at a time, so a guest that has much to do hardly notices."""
 BUSES = "/sys/class/pci_bus"
 THREADS = 8
 """That wait for something to do: a container's streams, its watch, its end."""
@@ -127,6 +132,8 @@ def attach(
     Raises:
         RequestFailed: ``bad-spec``, or a device did not come. OSError: the kernel refused something.
     """
+    if os.path.exists(REPORTING):
+        write_text(REPORTING, REPORTED)
     tags = [str(tag) for tag in get_list(params, "tags", MAX_SHARES) if str(tag) not in _mounted]
     node = get_int(params, "node", 0, 1023)
     found = _look_at_buses(len(tags)) or wait_for(lambda: _shares(len(tags)), PATIENCE)

@@ -414,7 +414,7 @@ class QemuVm(Vm):
         poll.register(process.pidfd, select.POLLIN)
         running = True
         while running:
-            ready = {fd for fd, _ in poll.poll()}
+            ready = {fd for fd, _ in poll.poll(self._look())}
             running = process.pidfd not in ready
             if messages in ready and not self._read_messages(messages):
                 poll.unregister(messages)
@@ -424,6 +424,10 @@ class QemuVm(Vm):
         self._qmp.close("QEMU ended")  # reads what is left in the socket first: the event that says why
         process.close()
         self._end(self._verdict(0 if code is None else code))
+
+    def _look(self) -> float | None:
+        """Do what is due at times, on the thread that watches QEMU; in how many milliseconds the next is."""
+        return None
 
     def _read_messages(self, messages: int) -> bool:
         """Take what QEMU has written; False at its end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from casemate.vm.hypervisor.counter import Counter
 from casemate.vm.hypervisor.qemu import QemuHypervisor, QemuVm
 from casemate.vm.hypervisor.qmp import QmpClient
 from casemate.wall import launch
+
+FIRST_PAUSE, LAST_PAUSE = 6.0, 192.0
+"""Seconds after which it is looked whether a twin is idle: at first, and at last."""
+IDLE_SHARE = 0.1
+"""Of a processor: who uses less is idle. Its start is less, too."""
 
 
 class Original(QemuVm):
@@ -94,6 +100,31 @@ class Twin(QemuVm):
         self._numbers = numbers
         self._mine = mine
         self._stands = True
+        self._pause = FIRST_PAUSE
+        self._due = time.monotonic() + FIRST_PAUSE
+        self._used = self._settled = 0.0
+
+    def _look(self) -> float | None:
+        """Have it give memory back when it has been idle for a while, and has not been all the time since the last."""
+        process, now = self._process, time.monotonic()
+        if not isinstance(process, twin.TwinProcess) or self._pause > LAST_PAUSE:
+            return None
+        left = self._due - now
+        if left > 0:
+            return left * 1000
+        try:
+            used = process.seconds()
+            idle = used - self._used < IDLE_SHARE * self._pause
+            if idle and self._settled != used:
+                process.settle()
+                used = self._settled = process.seconds()
+        except (OSError, HypervisorError):
+            self._pause = LAST_PAUSE * 2  # it ends, or cannot; it is a machine like another all the same
+            return None
+        self._used = used
+        self._pause = min(self._pause * 2, LAST_PAUSE)
+        self._due = now + self._pause
+        return self._pause * 1000
 
     def _spawn(self, qmp_fd: int, messages: int) -> launch.Process:
         theirs, mine, jail = self._numbers, self._mine, self._jail

@@ -37,10 +37,14 @@ CAPABILITIES = frozenset((CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN))
 MAX_TARGETS = 16
 SECONDS = 30.0
 """How long an original or a twin may take for a step: it may have to wait for a processor."""
+SETTLE_SECONDS = 20.0
+"""How long one may take to give memory back: longer than the library waits for its threads."""
 _MAGIC = 0x6E697774
 _HEAD = struct.Struct(f"=5I{MAX_TARGETS}i")
 _BORN = struct.Struct("=i")
 _FAILED = struct.Struct("=ii")
+_SETTLED = struct.Struct("=q")
+_TICKS = os.sysconf("SC_CLK_TCK")
 _PIDFD_GET_INFO = 0xC040FF0B
 """_IOWR(0xFF, 11, struct pidfd_info) of linux/pidfd.h with the structure's first 64 bytes."""
 _PIDFD_INFO_EXIT = 1 << 3
@@ -219,6 +223,35 @@ class TwinProcess(Process):
             raise
         super().__init__(pid, twin.pidfd, "qemu")
         self.life = twin.life
+
+    def settle(self) -> int:
+        """Have it give back the guest's memory that is again as the original's is; it stands still meanwhile, for some
+        milliseconds.
+
+        Returns:
+            how many bytes that were.
+
+        Raises:
+            HypervisorError: it cannot. It is not to be asked again.
+        """
+        try:
+            self.life.settimeout(SETTLE_SECONDS)
+            self.life.send(b"s")
+            answer = self.life.recv(64)
+        except OSError as error:
+            raise HypervisorError(f"a copy of QEMU gives no memory back: {error.strerror or 'no answer'}") from None
+        if answer[:1] != b"s" or len(answer) != 1 + _SETTLED.size:
+            raise HypervisorError("a copy of QEMU gives no memory back: it has ended")
+        (given,) = _SETTLED.unpack(answer[1:])
+        if given < 0:
+            raise HypervisorError(f"a copy of QEMU gives no memory back: {os.strerror(-given)}")
+        return int(given)
+
+    def seconds(self) -> float:
+        """How much processor time it has used. Raises OSError."""
+        with open(f"/proc/{self.pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS  # utime and stime, 14 and 15 of proc_pid_stat(5)
 
     def _reap(self) -> int | None:
         with self._lock:

@@ -186,6 +186,41 @@ def test_its_process_is_watched_without_being_a_child() -> None:
         theirs.close()
 
 
+@pytest.mark.parametrize(
+    ("answer", "result"),
+    [
+        (b"s" + struct.pack("=q", 8192), 8192),
+        (b"s" + struct.pack("=q", 0), 0),
+        (b"s" + struct.pack("=q", -EACCES), "Permission denied"),
+        (b"s", "it has ended"),
+        (b"", "it has ended"),
+        (b"x" + struct.pack("=q", 1), "it has ended"),
+        (None, "timed out|no answer"),
+    ],
+)
+def test_it_says_how_much_memory_it_gives_back(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | None, result: int | str
+) -> None:
+    monkeypatch.setattr(twin, "SETTLE_SECONDS", 5 if answer is not None else 0.05)
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        process, theirs = process_of(child)
+        with theirs:
+            if answer:
+                theirs.sendall(answer)
+            elif answer is not None:
+                theirs.shutdown(socket.SHUT_WR)
+            if isinstance(result, int):
+                assert process.settle() == result
+                assert theirs.recv(16) == b"s"
+            else:
+                with pytest.raises(HypervisorError, match=result):
+                    process.settle()
+            assert process.seconds() < 5
+            process.kill()
+            process.wait(30)
+            process.close()
+
+
 def test_a_process_that_cannot_be_seen_is_given_up() -> None:
     with subprocess.Popen(["true"]) as child:
         pidfd = os.pidfd_open(child.pid)
