@@ -53,7 +53,8 @@ def _ask_for_keeper(program: str) -> None:
     """Have a keeper forked while this program reads its words. Where the configuration names another run directory,
     or there is a pool that has keepers ready, it is of no use, and ends with this process."""
     run = os.environ.get("CASEMATE_RUN") or RUN
-    if os.path.isdir(f"{run}/nursery") and not os.path.exists(f"{run}/pool/pool.sock"):
+    pooled = program == "casemate.keeper" and os.path.exists(f"{run}/pool/pool.sock")
+    if os.path.isdir(f"{run}/nursery") and not pooled:
         from casemate.keeper import nursery
 
         nursery.reserve(program, run)
@@ -72,6 +73,11 @@ def casemate() -> NoReturn:
 def runtime() -> NoReturn:
     """``casemate-runtime``."""
     begin()
+    words = sys.argv[1:]
+    # Descriptors that a container is to get are told by their numbers: none of ours may be among them.
+    kept = "LISTEN_FDS" in os.environ or any("preserve-fds" in word for word in words)
+    if {"create", "run"}.intersection(words) and not kept:
+        _ask_for_keeper("casemate.pod")
     from casemate.runtime_cli.main import main
 
     leave(main())

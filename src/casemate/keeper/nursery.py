@@ -124,7 +124,11 @@ def reserve(program: str, run: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         around, groups = circumstances(program), _groups()
         place = _address(run, around)
-        _reserved = place, around, groups, _ask(place, around, groups)
+        sock = _ask(place, around, groups)
+        if sock.fileno() < 3:  # somebody has closed a standard descriptor: nothing of ours may take its place
+            sock.close()
+            return
+        _reserved = place, around, groups, sock
 
 
 def hurry() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from casemate.errors import CasemateError, CommandNotExecutable, CommandNotFound, HostError, UsageError
+from casemate.keeper import nursery
 from casemate.pod import hooks
 from casemate.pod.client import PodClient, launch
 from casemate.pod.model import Record, guest_name
@@ -142,6 +143,10 @@ class _Maker:
 
         store, spec = self._context.store, self._spec
         joined = join.choose(spec, store)
+        if joined is None:
+            nursery.hurry()
+        else:
+            nursery.release()
         found = join.peers(store, joined)
 
         def peers(kind: str, identity: tuple[int, int]) -> str | None:

@@ -269,6 +269,19 @@ def test_one_that_was_asked_for_ahead_is_taken(first: First, hurry: bool, monkey
     keeper.close()
 
 
+def test_none_is_asked_for_ahead_where_a_standard_descriptor_is_closed(first: First) -> None:
+    """Its connection would be taken for that one, and given to the container."""
+    script = (
+        "import os, sys; from casemate.keeper import nursery\n"
+        "for fd in map(int, sys.argv[2:]): os.close(fd)\n"
+        "nursery.reserve('test', sys.argv[1]); kept = nursery._reserved\n"
+        "os._exit(10 + (kept is not None))"
+    )
+    for closed, status in (((), 11), ((0,), 10), ((1,), 10), ((0, 1, 2), 10)):
+        words = [sys.executable, "-c", script, str(first.run), *map(str, closed)]
+        assert subprocess.run(words, timeout=30).returncode == status, closed
+
+
 @pytest.mark.parametrize("how", ["unused", "elsewhere", "changed", "not there"])
 def test_one_that_was_asked_for_ahead_in_vain_ends(first: First, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The nursery, which waits for all that came from it, would stay else."""
