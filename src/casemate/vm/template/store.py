@@ -36,7 +36,13 @@ KEEP = 8
 """How many there are at most: one for each guest, class of memory and number of processors in use."""
 BOUNCE_SLOTS = 4096
 """Bounce buffers of 2 KiB each."""
-CMDLINE = (f"swiotlb={BOUNCE_SLOTS},force", "numa_balancing=disable", "casemate.template")
+CMDLINE = (
+    f"swiotlb={BOUNCE_SLOTS},force", "numa_balancing=disable", "workqueue.disable_numa=1", "MALLOC_ARENA_MAX=1",
+    "casemate.template",
+)  # fmt: skip
+"""Of the kernel, and (in capitals: process 1 has it in its environment) of the agent's C library. The workers that the
+kernel has for each memory node would be in the window, and all that the agent's threads need is to be in one place: each
+machine has for itself what is written to there."""
 BLANK = ("oci/spec.py", "oci/seccomp.py")
 """What :func:`blank_spec` depends on."""
 _ASK = "make another: casemate template create"
