@@ -274,7 +274,7 @@ def _serve(program: str, place: str, around: str, living: int, lock: int) -> Bir
     import select
     import socket
 
-    known = _program()
+    program_files = _Program()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(place)
@@ -286,7 +286,7 @@ def _serve(program: str, place: str, around: str, living: int, lock: int) -> Bir
     warm = False
     while True:
         ready = dict(poll.poll())
-        if living in ready or _program() != known:
+        if living in ready or program_files.changed():
             os.unlink(place)
             os._exit(0)
         sock, _ = listener.accept()
@@ -294,7 +294,7 @@ def _serve(program: str, place: str, around: str, living: int, lock: int) -> Bir
             if not warm:
                 # Not before somebody asks: where containers run one after the other, nobody does.
                 _warm(program)
-                known |= _program()
+                program_files = _Program()
                 gc.collect()
                 gc.freeze()  # a collection in a keeper would write to every object's header
                 warm = True
@@ -331,18 +331,31 @@ def _warm(program: str) -> None:
         config.load()  # each keeper reads it again; what that needs is there then
 
 
-def _program() -> dict[str, tuple[int, int]]:
-    """The files that the program in memory was read from, as they are now on disk."""
-    found = {}
-    for name, module in list(sys.modules.items()):
-        path = getattr(module, "__file__", None)
-        if path and name.partition(".")[0] == "casemate":
+class _Program:
+    """The files that the program in memory was read from, and how they were then.
+
+    Their names are one text, not the modules': each look at those would write to their counts of references, all over
+    the memory, and what the nursery writes to each keeper from then on has another copy of.
+    """
+
+    def __init__(self) -> None:
+        names = [name for name in sys.modules if name.partition(".")[0] == "casemate"]
+        self._paths = "\0".join(path for name in names if (path := getattr(sys.modules[name], "__file__", None)))
+        self._known = self._look()
+
+    def _look(self) -> str:
+        found = []
+        for path in self._paths.split("\0"):
             try:
                 state = os.stat(path)
-                found[path] = (state.st_mtime_ns, state.st_size)
+                found.append(f"{state.st_mtime_ns} {state.st_size}")
             except OSError:
-                found[path] = (0, 0)
-    return found
+                found.append("")
+        return "\n".join(found)
+
+    def changed(self) -> bool:
+        """Whether a file is no longer what it was."""
+        return self._look() != self._known
 
 
 def _birth(sock: socket.socket, around: str, living: int) -> bool:

@@ -41,7 +41,7 @@ CMDLINE = (
     "casemate.template",
 )  # fmt: skip
 """Of the kernel, and (in capitals: process 1 has it in its environment) of the agent's C library. The workers that the
-kernel has for each memory node would be in the window, and all that the agent's threads need is to be in one place: each
+kernel has for each memory node would be in the window, and what the agent's threads need is to be in one place: each
 machine has for itself what is written to there."""
 BLANK = ("oci/spec.py", "oci/seccomp.py")
 """What :func:`blank_spec` depends on."""
