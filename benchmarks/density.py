@@ -27,7 +27,7 @@ from casemate.host import cgroups
 from casemate.ksm import settings
 from tests.vm.support import CACHE, CHECKOUT, Casemate, Environment, await_twins, environment, leaks, processes
 
-IDLE_SECONDS = 10.0
+IDLE_SECONDS = 8.0
 """How long the last one is idle before it is looked: a copy gives memory back after some seconds (docs/twins.md)."""
 BEGIN, END = "<!-- density: begin -->", "<!-- density: end -->"
 PICTURE = "density.svg"
@@ -88,7 +88,7 @@ def measure(
     names: list[str] = []
     points: list[Point] = []
     merged = None
-    steps = {1, 5, *range(10, count + 1, 10), count}
+    steps = {1, 5, *range(20, count + 1, 20), count}
     # What the first one makes, has unpacked and has begun is not what it is about.
     before = available()
     cm.out("run", "--rm", "--network", "none", "--memory", memory, "busybox", "true", timeout=300)
