@@ -23,6 +23,9 @@ from casemate.vm.waiting import Waiting
 
 _BOUNCE = re.compile(r"software IO TLB: mapped \[mem 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})\]")
 _PAGE = 4096
+ROUNDS = 4
+"""How often it is taken through a start. Each round finds less to do: what a twin translates, and the jumps that are
+changed to lead there, it has for itself."""
 LINGER = 2.5
 """Seconds of its last warm-up: longer than what the guest leaves for later takes to begin (:data:`late.QUIET` and
 :data:`oom.FIRST` of the agent)."""
@@ -86,7 +89,7 @@ class Stock:
         except HypervisorError as error:
             raise HypervisorError(f"{error.message} (its template: {machine.info().get('template')})") from None
         # It learns nothing: the guest's kernel makes its boot id when somebody asks for it, and each twin has its own.
-        waiting.warm(learn=False, linger=LINGER)
+        waiting.warm(learn=False, linger=LINGER, rounds=ROUNDS)
         said = machine.calls.call("sandbox.boot", {"log": True})
         self.facts = machine.calls.call("sandbox.info", {"identity": False})
         try:

@@ -134,12 +134,13 @@ class Waiting:
 
     # ---- warm-up
 
-    def warm(self, *, learn: bool = True, linger: float = 0.0) -> None:
+    def warm(self, *, learn: bool = True, linger: float = 0.0, rounds: int = ROUNDS) -> None:
         """Take the guest through a start.
 
         Arguments:
             learn: ask it what it is when that is done.
             linger: seconds that the last container goes on: the guest then comes to what it does late, too.
+            rounds: how often.
 
         Raises:
             CasemateError: it does not come through it.
@@ -147,7 +148,7 @@ class Waiting:
         net = self.net
         assert net is not None  # it has come up
         root = self._directory / WARM
-        for seconds in (*(0.0,) * (ROUNDS - 1), linger):
+        for seconds in (*(0.0,) * (rounds - 1), linger):
             try:
                 _make_root(root, seconds)  # its files are others each time: the guest is to read them
                 self.machine.vm().add_device(base.Net(NET, net.mac, os.dup(net.tap_fd), net.mtu))
