@@ -41,6 +41,9 @@ LEAST = 16 << 20
 END_PATIENCE = 10.0
 """Seconds that the ends of a container's processes may take."""
 
+SAME = "as prepared"
+"""In the place of a specification's profile of system calls: it is that of the specification for the blank."""
+
 _NAMESPACES = ["cgroup", "ipc", "mount", "pid", "uts"]
 _SPEC = frozenset(("ociVersion", "process", "root", "hostname", "mounts", "linux"))
 _PROCESS = frozenset(
@@ -139,20 +142,25 @@ class Blank:
         return True
 
     def begin(
-        self, identifier: str, spec: dict[str, Any], stdio: list[int], wait: bool, terminal: Callable[[int], None]
-    ) -> None:
+        self, identifier: str, spec: dict[str, Any], stdio: list[int], wait: bool, terminal: Callable[[int], None],
+        place: str | None = None,
+    ) -> None:  # fmt: skip
         """Have it become the container.
 
         Arguments:
             stdio: its standard streams; where it has a terminal, nobody's.
             wait: the program is started by :meth:`start`, else at once.
             terminal: gets the controlling end of its terminal.
+            place: where the command is, if that is known.
 
         Raises:
             RequestFailed: it did not; it is gone then. OSError: it is gone.
         """
+        linux = {key: spec["linux"].get(key) for key in blank_init.LINUX}
+        wanted = {**{key: spec[key] for key in blank_init.SPEC if key in spec}, "linux": linux}
         order = {
-            "id": identifier, "spec": spec, "root": spec["root"]["path"], "seccomp": self._used, "wait": wait,
+            "id": identifier, "spec": wanted, "root": spec["root"]["path"], "seccomp": self._used, "wait": wait,
+            "place": place,
         }  # fmt: skip
         try:
             blank_init.send(self._channel, order, stdio)
@@ -352,6 +360,8 @@ def _known_mount(entry: dict[str, Any]) -> bool:
 
 _waiting: list[Blank] = []
 _made = 0
+_profile: dict[str, Any] | None = None
+"""Of system calls, that the last one was made with."""
 _lock = threads.Lock()
 
 
@@ -366,7 +376,7 @@ def make(reaper: Reaper, root: str, spec: dict[str, Any]) -> None:
     Raises:
         OSError: the kernel refused something. RequestFailed: it did not come.
     """
-    global _made
+    global _made, _profile
     with _lock:
         if any(blank.alive for blank in _waiting):
             return
@@ -374,7 +384,7 @@ def make(reaper: Reaper, root: str, spec: dict[str, Any]) -> None:
         number = _made
     linux = spec.get("linux") or {}
     rules = (linux.get("resources") or {}).get("devices") or []
-    profile = linux.get("seccomp") or None
+    profile = _profile = linux.get("seccomp") or None
     try:
         code = filters.seccomp(profile) if profile else None
         program = filters.devices(rules)
@@ -423,6 +433,19 @@ def _leave(cgroup: Cgroup, channel: _socket.socket) -> None:
     except BaseException as error:
         channel.send(f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:30])
         os._exit(1)
+
+
+def complete(spec: dict[str, Any]) -> None:
+    """Put the profile that the last blank was made with where the host says that it is that one.
+
+    Raises:
+        RequestFailed: there was none.
+    """
+    linux = spec.get("linux")
+    if isinstance(linux, dict) and linux.get("seccomp") == SAME:
+        if _profile is None:
+            raise RequestFailed("bad-spec", "the guest has no profile of system calls of its own")
+        linux["seccomp"] = _profile
 
 
 def take(spec: dict[str, Any]) -> Blank | None:

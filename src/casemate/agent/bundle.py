@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from casemate.agent.user import Root
+
 VERSION = "1.0.2"
 """Of the runtime specification that the runtime in the guest knows. Fields of later ones it passes over."""
 MAX_FILES = 64
@@ -28,6 +30,8 @@ MAX_NAMESPACES = 16
 MAX_DEVICES = 1024
 MAX_SYSCTLS = 256
 MAX_LINE = 4096
+MAX_LOOKED = 16 << 10
+"""Characters of a file that the host has read."""
 RESERVE_PIDS = 1024
 """How many of the guest's processes and threads a container cannot have, so that the agent can always start one; at
 most a quarter of what there can be."""
@@ -45,16 +49,18 @@ class Bundle:
 
     ``spec`` is for the runtime. ``sysctl`` are settings of the network, to be made before, for the network belongs to
     the guest as a whole. ``shared`` names memory that the container shares, by where it is mounted. ``priority`` is
-    what is left of the process object for :mod:`casemate.agent.priority`.
+    what is left of the process object for :mod:`casemate.agent.priority`. ``place`` is where the command is, if that is
+    known.
     """
 
-    __slots__ = ("spec", "sysctl", "shared", "priority")
+    __slots__ = ("spec", "sysctl", "shared", "priority", "place")
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
         self.sysctl: list[tuple[str, str]] = []
         self.shared: dict[str, dict[str, Any]] = {}
         self.priority: dict[str, Any] = {}
+        self.place: str | None = None
 
 
 def complete(
@@ -94,7 +100,11 @@ def complete(
     except OSError as error:
         raise bad(f"the root filesystem {root_path} cannot be opened: {error.strerror}") from None
     try:
-        made.priority = complete_process(process, get_text(params, "user", 256), root, covered)
+        looked = get_dict(params, "looked") if params.get("looked") is not None else {}
+        if looked.get("place") is not None:
+            made.place = get_text(looked, "place")
+        users = _users(looked) or root
+        made.priority = complete_process(process, get_text(params, "user", 256), root, covered, users, made.place)
     finally:
         os.close(root)
     for mount in mounts:
@@ -126,7 +136,18 @@ def _host_only(spec: dict[str, Any]) -> None:
         spec["annotations"] = {k: v for k, v in annotations.items() if not k.startswith(PRIVATE)}
 
 
-def complete_process(process: dict[str, Any], wanted: str, root: int, covered: Sequence[str]) -> dict[str, Any]:
+def _users(looked: dict[str, Any]) -> Callable[[str], bytes] | None:
+    """What the host has read of the container's users, for :mod:`casemate.agent.user`; None where it has not."""
+    if looked.get("passwd") is None or looked.get("group") is None:
+        return None
+    texts = {f"etc/{name}": get_text(looked, name, MAX_LOOKED).encode() for name in ("passwd", "group")}
+    return lambda path: texts.get(path, b"")
+
+
+def complete_process(
+    process: dict[str, Any], wanted: str, root: int, covered: Sequence[str], users: Root | None = None,
+    place: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Fill in the user, HOME and the bound of open files, and judge the command.
 
     Arguments:
@@ -134,6 +155,8 @@ def complete_process(process: dict[str, Any], wanted: str, root: int, covered: S
         wanted: ``user[:group]``, or empty: the object's own user, or root.
         root: a descriptor of the container's root directory.
         covered: mount points below which ``root`` does not show what the container will see.
+        users: where the container's users are found; ``root`` when None.
+        place: where the command is, by the host's word, who has judged it.
 
     Returns:
         what the runtime does not know of: ``scheduler`` and ``ioPriority``, where they are given.
@@ -150,14 +173,14 @@ def complete_process(process: dict[str, Any], wanted: str, root: int, covered: S
     given = process.get("user")
     at_home = any(entry.startswith("HOME=") for entry in env)
     if wanted or not isinstance(given, dict):
-        user = resolve(root, wanted)
+        user = resolve(root if users is None else users, wanted)
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups}
         if not at_home:
             env = [*env, f"HOME={user.home}"]
     else:
         uid = get_int(given, "uid", 0, (1 << 31) - 1) if "uid" in given else 0
         if not at_home:
-            env = [*env, f"HOME={home(root, uid)}"]
+            env = [*env, f"HOME={home(root if users is None else users, uid)}"]
     process["env"] = env
     process.setdefault("cwd", "/")
     limits = get_list(process, "rlimits", 64)
@@ -168,8 +191,9 @@ def complete_process(process: dict[str, Any], wanted: str, root: int, covered: S
     # The host's security modules, whose profiles the guest does not have.
     for key in ("apparmorProfile", "selinuxLabel"):
         process.pop(key, None)
-    path = next((entry[5:] for entry in reversed(env) if entry.startswith("PATH=")), "")
-    command.check(root, words[0], path, get_text(process, "cwd"), covered)
+    if place is None:
+        path = next((entry[5:] for entry in reversed(env) if entry.startswith("PATH=")), "")
+        command.check(root, words[0], path, get_text(process, "cwd"), covered)
     return {key: value for key in ("scheduler", "ioPriority") if (value := process.pop(key, None)) is not None}
 
 

@@ -21,7 +21,7 @@ PT_INTERP = 3
 MAX_HEADERS = 64
 
 
-def check(root: int, command: str, path: str, cwd: str, covered: Collection[str]) -> None:
+def check(root: int, command: str, path: str, cwd: str, covered: Collection[str]) -> str | None:
     """Look at the file that a command names.
 
     Arguments:
@@ -30,6 +30,9 @@ def check(root: int, command: str, path: str, cwd: str, covered: Collection[str]
         path: the PATH of the environment, for a command without a slash.
         cwd: the working directory, for a relative command.
         covered: mount points, below which ``root`` does not show what the container will see.
+
+    Returns:
+        the file, where it is sure that it will be executed; None where that is to be seen.
 
     Raises:
         RequestFailed: ``not-found``: its interpreter is missing; ``not-executable``: the kernel will not execute it.
@@ -40,19 +43,19 @@ def check(root: int, command: str, path: str, cwd: str, covered: Collection[str]
         places = [os.path.join(directory or ".", command) for directory in path.split(":")]
     for place in places:
         if _is_covered(place, covered):
-            return
+            return None
         fd = _open(root, place)
         if fd is None:
             continue
         try:
             if not os.fstat(fd).st_mode & 0o111:
-                return  # the runtime has words for that
-            _check_file(root, fd, command, covered)
+                return None  # the runtime has words for that
+            return place if _check_file(root, fd, command, covered) else None
         except OSError:
-            return
+            return None
         finally:
             os.close(fd)
-        return
+    return None
 
 
 def _is_covered(place: str, covered: Collection[str]) -> bool:
@@ -67,7 +70,8 @@ def _open(root: int, place: str) -> int | None:
         return None
 
 
-def _check_file(root: int, fd: int, command: str, covered: Collection[str]) -> None:
+def _check_file(root: int, fd: int, command: str, covered: Collection[str]) -> bool:
+    """Whether it is sure that the kernel executes it. Raises RequestFailed where it is sure that it does not."""
     head = os.pread(fd, 256, 0)
     if head.startswith(b"#!"):
         words = head[2:].split(b"\n", 1)[0].split()
@@ -78,12 +82,15 @@ def _check_file(root: int, fd: int, command: str, covered: Collection[str]) -> N
         interpreter = _elf_interpreter(fd, head)
     else:
         raise RequestFailed("not-executable", f"{command}: exec format error: neither a program nor a script with #!")
+    if not interpreter:
+        return True
     if not interpreter.startswith("/") or _is_covered(interpreter, covered):
-        return
+        return False
     found = _open(root, interpreter)
     if found is None:
         raise RequestFailed("not-found", f"{command}: its interpreter {interpreter[:200]} is not in the container")
     os.close(found)
+    return True
 
 
 def _machine_fits(head: bytes) -> bool:

@@ -54,6 +54,8 @@ class Places:
         self.crun = crun
         self.blank: Callable[[dict[str, Any]], Blank | None] = lambda spec: None
         """Gives a process that waits to become the container of a specification, see :mod:`casemate.agent.blank`."""
+        self.complete: Callable[[dict[str, Any]], None] = lambda spec: None
+        """Fills in what a specification has in common with that of this process."""
 
 
 class Container:
@@ -125,6 +127,7 @@ class Container:
         self._keeps = params.get("keeps") is not False
         try:
             spec = get_dict(params, "spec")
+            self._places.complete(spec)
             terminal = _terminal(get_dict(spec, "process"))
             size = _size(params)
             _set_console_size(spec["process"], size)
@@ -142,7 +145,9 @@ class Container:
             if self._blank is not None:
                 self.cgroup, self._spec = self._blank.cgroup, spec
                 mark("blank")
-                self._init.become(self._blank, self.identifier, spec, streams, size, terminal, wait=not run)
+                self._init.become(
+                    self._blank, self.identifier, spec, streams, size, terminal, wait=not run, place=made.place
+                )
             else:
                 self._launch(spec, streams, size, terminal, made, run)
             mark("started")

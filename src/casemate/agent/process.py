@@ -157,7 +157,7 @@ class Process:
 
     def become(
         self, blank: Blank, identifier: str, spec: dict[str, Any], streams: Streams, size: tuple[int, int] | None,
-        terminal: bool, *, wait: bool,
+        terminal: bool, *, wait: bool, place: str | None = None,
     ) -> None:  # fmt: skip
         """Make it of a blank instead.
 
@@ -165,6 +165,7 @@ class Process:
             identifier, spec: of its container.
             streams, size, terminal: as for :meth:`launch`.
             wait: whether it waits for the word to begin.
+            place: where the command is, if that is known.
 
         Raises:
             RequestFailed: it was not started.
@@ -176,7 +177,7 @@ class Process:
             stdio = [null, null, null]
             if not terminal:
                 self._pipes(streams, stdio, theirs)
-            blank.begin(identifier, spec, stdio, wait, controlling.append)
+            blank.begin(identifier, spec, stdio, wait, controlling.append, place)
             self.pid = blank.pid
             try:
                 if terminal:

@@ -242,7 +242,7 @@ class Service:
         from casemate.agent import blank  # here, because most guests are not saved
 
         blank.make(self._reaper, self._places.cgroups, get_dict(params, "spec"))
-        self._places.blank = blank.take
+        self._places.blank, self._places.complete = blank.take, blank.complete
         return {}
 
     def _grow(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -257,6 +257,7 @@ class Service:
 
     def _rest(self, params: dict[str, Any]) -> dict[str, Any]:
         late.rest()
+        machine.apply_network({})
         system.forget_names()
         late.settle()
         return {}

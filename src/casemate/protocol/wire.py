@@ -211,8 +211,9 @@ def mapping(message: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def hello(role: str, version: str) -> dict[str, Any]:
-    """What a side says first."""
-    return {"protocol": PROTOCOL, "role": role, "version": version}
+    """What a side says first; an agent also that it can put in what its guest was prepared with."""
+    said = {"protocol": PROTOCOL, "role": role, "version": version}
+    return {**said, "prepared": True} if role == "agent" else said
 
 
 def check_hello(message: dict[str, Any], role: str) -> None:

@@ -54,11 +54,47 @@ END_SECONDS = 10.0
 """How long a killed process may take to end before the machine is given up without it."""
 LAST_WORDS_SECONDS = 2.0
 """How long what a machine said before its end may take to be heard."""
+SAME_PROFILE = "as prepared"
+"""Of system calls: see ``docs/protocol.md``."""
 NO_TEMPLATE = "none for this memory and these processors"
 _FACTS: Mapping[str, type] = {
     "kernel": str, "uptime_ms": int, "mem_total": int, "boot_id": str, "agent_version": str, "python": str,
 }  # fmt: skip
 """What is believed of a guest's word on itself, and of what type."""
+
+
+class Coming:
+    """Shared file systems whose servers are being started, on a thread.
+
+    Arguments:
+        make: starts them; the devices.
+    """
+
+    def __init__(self, make: Callable[[], list[base.Device]]) -> None:
+        self._made: list[base.Device] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(make,), name="coming", daemon=True)
+        self._thread.start()
+
+    def _run(self, make: Callable[[], list[base.Device]]) -> None:
+        try:
+            self._made = make()
+        except BaseException as error:  # told to who waits for them
+            self._error = error
+
+    def get(self) -> list[base.Device]:
+        """Wait for them; their descriptors are the caller's then. Raises what stood in the way."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        made, self._made = self._made, []
+        return made
+
+    def drop(self) -> None:
+        """Wait until nothing more is started; who has not got them will not."""
+        self._thread.join()
+        made, self._made = self._made, []
+        close_devices(made)
 
 
 class Machine:
@@ -130,6 +166,7 @@ class Machine:
         self._reason = ""
         self._kills = 0
         self._facts: dict[str, Any] = {}
+        self._coming: Coming | None = None
         self._template: Ready | None = None
         self._awaited: template.Class | None = None
         """What a template is being made for."""
@@ -234,6 +271,21 @@ class Machine:
         threading.Thread(target=self._watch_files, args=(server, messages), name="files", daemon=True).start()
         return base.SharedFs(tag, fd, id=tag)
 
+    def _serve(self, trees: Sequence[tuple[str, Path, int]]) -> list[base.Device]:
+        made: list[base.Device] = []
+        try:
+            for tree in trees:
+                made.append(self.serve_files(*tree))
+        except BaseException:
+            close_devices(made)
+            raise
+        return made
+
+    def serve_later(self, trees: Sequence[tuple[str, Path, int]]) -> Coming:
+        """As :meth:`serve_files` for each, while the caller goes on; what it gives is for :meth:`boot`."""
+        self._coming = Coming(lambda: self._serve(trees))
+        return self._coming
+
     def take_turn(self) -> None:
         """Wait until few enough machines boot at the same time. :meth:`end_turn` and :meth:`close` give it back."""
         self._turn = boots.take(
@@ -269,8 +321,9 @@ class Machine:
             twins.begin(self.config, lacks)  # from the template, which is there
 
     def boot(
-        self, netns: int, devices: Sequence[base.Device], *, slots: int = 0, slotted: Sequence[base.Device] = ()
-    ) -> None:
+        self, netns: int, devices: Sequence[base.Device], *, slots: int = 0, slotted: Sequence[base.Device] = (),
+        coming: Coming | None = None,
+    ) -> None:  # fmt: skip
         """Start the machine and wait for its agent.
 
         Arguments:
@@ -279,6 +332,7 @@ class Machine:
                 happens.
             slots: how many devices can be plugged in later; with those that can be plugged out.
             slotted: devices that can be plugged out; theirs, too.
+            coming: more devices, for which a machine that comes from another one need not wait to begin.
 
         Raises:
             CasemateError: what stood in the way; :meth:`close` then gives back what was already there.
@@ -296,6 +350,14 @@ class Machine:
         except BaseException:
             close_devices(owned)
             raise
+        if coming is not None:
+            try:
+                more = coming.get()
+            except BaseException:
+                close_devices(owned)
+                raise
+            devices = [*devices, *more]
+            owned += more
         if restored:
             self._plug(owned)
         else:
@@ -505,6 +567,17 @@ class Machine:
             close_devices(left)
             raise
 
+    def shortened(self, oci: dict[str, Any]) -> dict[str, Any]:
+        """A specification as this machine's guest need be told it: what it was prepared with, it has already."""
+        linux = oci.get("linux", {})
+        if self.late is None or self.hello.get("prepared") is not True or not linux.get("seccomp"):
+            return oci
+        from casemate.vm.template import store
+
+        if linux["seccomp"] != store.blank_spec()["linux"]["seccomp"]:  # which the template's key depends on
+            return oci
+        return {**oci, "linux": {**linux, "seccomp": SAME_PROFILE}}
+
     def _broken_off(self, reason: str) -> None:
         """A file server's connection ended: the guest waits for its files for ever."""
         if self.closed or self._parted:
@@ -694,6 +767,8 @@ class Machine:
         self._gone.set()
         with self._closing:
             over = True
+            if self._coming is not None:
+                self._coming.drop()
             if self._vm is not None:
                 self._vm.kill()
             for server in self._files:

@@ -17,7 +17,7 @@ from casemate.host import cgroups, dns, mounts, network
 from casemate.host.ports import PortProxy
 from casemate.keeper.store import Container
 from casemate.sandbox import ProcessExit, ProcessStreams
-from casemate.vm import files
+from casemate.vm import files, looked
 from casemate.vm.hypervisor import base
 from casemate.vm.machine import MAX_TASKS, Machine
 from casemate.wall import share
@@ -92,15 +92,17 @@ class VmSandbox(AskingSandbox):
         machine.step("files")
         share.build(self.container)
         self._make_mount_points()
-        devices: list[base.Device] = [machine.serve_files(files.TAG, run_path / share.SHARE, files.ROOT_KEEP)]
+        trees = [(files.TAG, run_path / share.SHARE, files.ROOT_KEEP)]
         if share.volumes(self.spec.oci):
-            devices.append(machine.serve_files(files.VOLUMES_TAG, run_path / share.VOLUMES, 0))
+            trees.append((files.VOLUMES_TAG, run_path / share.VOLUMES, 0))
+        coming = machine.serve_later(trees)
         machine.step("turn")
         machine.take_turn()
         machine.step("machine")
+        devices: list[base.Device] = []
         if self._net is not None:
             devices.append(base.Net("net0", self._net.mac, self._net.tap_fd, self._net.mtu))
-        machine.boot(netns, devices)
+        machine.boot(netns, devices, coming=coming)
         os.close(netns)  # the VMM holds it now
         if self._proxy is not None and self.address:
             self._proxy.start(self.address)
@@ -129,8 +131,9 @@ class VmSandbox(AskingSandbox):
         net = self._net
         request = {
             "id": spec.id,
-            "spec": share.guest_spec(self.container),
+            "spec": self._machine.shortened(share.guest_spec(self.container)),
             "user": spec.user,
+            "looked": looked.look(share.root_path(self.container), spec.oci),
             "files": self._etc_files(),
             "memory": None,
             "last": True,  # with it the machine ends

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from casemate.agent import blank, blank_init, filters
 from casemate.oci import imageconfig
 from casemate.oci import spec as oci
+from casemate.protocol.wire import RequestFailed
 
 
 def usual() -> dict[str, Any]:
@@ -187,3 +190,38 @@ def test_bad_rules(rule: dict[str, Any]) -> None:
 def test_profiles_that_are_left_to_the_runtime(profile: dict[str, Any]) -> None:
     with pytest.raises(filters.Unfit):
         filters.seccomp(profile)
+
+
+def test_the_profile_that_was_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = usual()
+    profile = whole["linux"]["seccomp"]
+    assert profile
+    spec = {**whole, "linux": {**whole["linux"], "seccomp": blank.SAME}}
+    monkeypatch.setattr(blank, "_profile", None)
+    with pytest.raises(RequestFailed, match="no profile"):
+        blank.complete(spec)
+    monkeypatch.setattr(blank, "_profile", profile)
+    blank.complete(spec)
+    assert spec["linux"]["seccomp"] is profile and blank.fits(spec)
+    other = usual()
+    other["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    blank.complete(other)
+    assert other["linux"]["seccomp"] == {"defaultAction": "SCMP_ACT_ALLOW"}
+    odds: tuple[dict[str, Any], ...] = ({}, {"linux": None}, {"linux": {}})
+    for odd in odds:
+        blank.complete(odd)
+
+
+def test_where_the_program_is(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "program").write_text("")
+    path = f"{tmp_path}/first:{tmp_path}/second"
+    first, second = (str(tmp_path / name / "program") for name in ("first", "second"))
+    os.chmod(second, 0o755)
+    assert blank_init._find("program", path, None) == second
+    os.chmod(first, 0o755)
+    assert blank_init._find("program", path, None) == first
+    assert blank_init._find("program", path, second) == second, "nothing before it was looked at"
+    assert blank_init._find("program", path, str(tmp_path)) == first, "what cannot be executed is not taken"
+    assert blank_init._find("program", path, f"{tmp_path}/none") == first

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.agent import cgroup, command, devices, machine
+from casemate.agent import bundle, cgroup, command, devices, machine
 from casemate.agent.cgroup import Cgroup
 from casemate.agent.pumps import Output
 from casemate.agent.system import get_id, open_in_root, open_regular, read_text, write_text
@@ -311,6 +312,26 @@ def test_commands(tmp_path: Path) -> None:
     struct.pack_into("<H", foreign, 18, 0xFFFE)
     put(tmp_path, "bin/foreign", bytes(foreign))
     assert judge(tmp_path, "foreign") == "not-executable"
+
+
+def test_what_the_host_has_looked_up(tmp_path: Path) -> None:
+    """Is taken for what is there, which need not be looked at."""
+    root = os.open(tmp_path, os.O_PATH)
+    try:
+        users = bundle._users({"passwd": "one:x:7:8::/home/one:\n", "group": "two:x:9:one\n"})
+        assert users is not None
+        process: dict[str, Any] = {"args": ["none"], "env": ["PATH=/bin"]}
+        bundle.complete_process(process, "one", root, (), users, "/bin/none")
+        assert process["user"] == {"uid": 7, "gid": 8, "additionalGids": [9]}
+        assert "HOME=/home/one" in process["env"]
+        with pytest.raises(RequestFailed, match="no user"):
+            bundle.complete_process({"args": ["none"]}, "other", root, (), users, "/bin/none")
+    finally:
+        os.close(root)
+    assert bundle._users({}) is None and bundle._users({"passwd": ""}) is None
+    for bad in ({"passwd": 1, "group": ""}, {"passwd": "", "group": "x" * (bundle.MAX_LOOKED + 1)}):
+        with pytest.raises(RequestFailed):
+            bundle._users(bad)
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"#!", b"\x7fELF\x02\x01", b"\x7fELF\x01\x02"]))

@@ -105,7 +105,7 @@ def send_all(stream: Stream, data: bytes) -> None:
 
 def test_hello_and_calls(make: Callable[..., Pair]) -> None:
     pair = make(echo)
-    assert pair.hello == {"protocol": 1, "role": "agent", "version": "2"}
+    assert pair.hello == {"protocol": 1, "role": "agent", "version": "2", "prepared": True}
     assert pair.host.call("a", {"x": [1, "ä"]}, 10) == {"method": "a", "x": [1, "ä"]}
     codes = {"refuse": "not-found", "break": "internal", "unsendable": "internal", "large": "internal"}
     for method, code in codes.items():
