@@ -261,6 +261,9 @@ def test_one_that_was_asked_for_ahead_is_taken(first: First, hurry: bool, monkey
     nursery.reserve("test", str(first.run))
     if hurry:
         nursery.hurry()
+    assert nursery._reserved is not None
+    around = nursery._reserved[1]
+    monkeypatch.setattr(nursery, "circumstances", lambda program: around)  # others mount things meanwhile
     monkeypatch.setattr(nursery, "_ask", lambda *_: pytest.fail("there is one already"))
     keeper = ask(first, ["one"], {"A": "b"})
     assert keeper.born
