@@ -95,13 +95,18 @@ class World:
         self.until(GETPID, lambda thread, number, args: found.append(thread.regs.r12))
         return found[0]
 
+    def wait(self) -> None:
+        """Serve for a while. Other threads of a test process may take the signal by which stops are learnt of."""
+        self.platform.wait(self.told, 20_000_000)
+        self.platform._collect(self.told)
+
     def until(self, number: int, serve: Callable[[HostThread, int, tuple[int, ...]], None]) -> None:
         """Have a function serve the first thread's next call, which must be this one."""
         self.told.serve, self.told.calls = serve, []
-        for _ in range(100):
+        for _ in range(1000):
             if self.told.calls:
                 break
-            self.platform.wait(self.told, 1_000_000_000)
+            self.wait()
         assert self.told.calls == [number]
 
     def mapped(self) -> bool:
@@ -343,7 +348,7 @@ def test_a_call_that_the_host_has_it_make_again_is_made_once(
         interrupt(world.first)
         world.told.serve, results[:] = served, []
         while not results:
-            world.platform.wait(world.told, 1_000_000_000)
+            world.wait()
         assert results == [HEAP + pages * PAGE]
     assert world.mm.brk == HEAP + 2 * PAGE and ours(world) == theirs(world) == HEAP + 2 * PAGE
 
