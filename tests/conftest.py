@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Generator
 from pathlib import Path
@@ -21,6 +22,9 @@ MISSING = pytest.StashKey[list[str]]()
 def pytest_configure(config: pytest.Config) -> None:
     """Take signals as usual, whoever started the tests; let made-up values take their time on a busy machine.
 
+    They are the same ones each time, so that a change is judged by itself; with ``CASEMATE_FUZZ=1``, as in ``make
+    soak``, others.
+
     A shell without job control starts what it puts in the background with SIGINT and SIGQUIT ignored, a disposition
     that programs inherit and casemate rightly leaves alone; the tests send those signals and wait for what they do.
     """
@@ -28,7 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     slow = [hypothesis.HealthCheck.too_slow]
-    hypothesis.settings.register_profile("patient", suppress_health_check=slow, deadline=None)
+    same = not os.environ.get("CASEMATE_FUZZ")
+    hypothesis.settings.register_profile("patient", suppress_health_check=slow, deadline=None, derandomize=same)
     hypothesis.settings.load_profile("patient")
     if not hasattr(config, "workerinput"):
         tally.begin()

@@ -235,7 +235,10 @@ class Input(Output):
             if single and not self.settings.lflag & t.ECHOE:
                 self._echo(self.settings.cc[t.VERASE])
             elif char == 9:
-                self._emit(b"\b" * self._tab())
+                back = self._tab()
+                self._emit(b"\b" * back)
+                if not self.settings.oflag & t.OPOST:  # the only way in which the column falls then
+                    self.column = max(0, self.column - back)
             else:
                 control = char < 32 or char == 127
                 columns = (2 if self.settings.lflag & t.ECHOCTL else 0) if control else 1

@@ -57,7 +57,10 @@ class Bytes(Memory):
 
 
 class FakeTask:
-    """What stands for a task; unlike a namespace it can be a key of dictionaries."""
+    """What stands for a task and its process; unlike a namespace it can be a key of dictionaries."""
+
+    exit_code = 0
+    """As of a process that is ending: no signal comes to it."""
 
     def __init__(self, **attributes: Any) -> None:
         self.__dict__.update(attributes)

@@ -168,6 +168,7 @@ CASES: list[tuple[list[bytes], Flags]] = [
     ([b"any\x13x\n"], (t.IXANY, 0, 0)),
     ([b"no flow\x13\x11\n"], (t.IXON, 0, 0)),
     ([b"plain\n"], (0, t.OPOST, 0)),
+    ([b"\t\r\x15\t\x7f"], (t.ICRNL, t.OPOST, 0)),
     ([b"plain\n"], (0, t.ONLCR, 0)),
     ([b"a\tb\n"], (0, t.XTABS, 0)),
     ([b"upper\n"], (0, t.OLCUC, 0)),
