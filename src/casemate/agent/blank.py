@@ -24,7 +24,7 @@ from casemate.agent.cgroup import Cgroup
 from casemate.agent.crun import explain_message
 from casemate.agent.processes import Exit, Reaper
 from casemate.protocol import threads, wire
-from casemate.protocol.wire import RequestFailed
+from casemate.protocol.wire import SAME_PROFILE, RequestFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,9 +40,6 @@ LEAST = 16 << 20
 """Bytes of memory that a container has to have: until it is the program the process is a copy of the agent."""
 END_PATIENCE = 10.0
 """Seconds that the ends of a container's processes may take."""
-
-SAME = "as prepared"
-"""In the place of a specification's profile of system calls: it is that of the specification for the blank."""
 
 _NAMESPACES = ["cgroup", "ipc", "mount", "pid", "uts"]
 _SPEC = frozenset(("ociVersion", "process", "root", "hostname", "mounts", "linux"))
@@ -442,7 +439,7 @@ def complete(spec: dict[str, Any]) -> None:
         RequestFailed: there was none.
     """
     linux = spec.get("linux")
-    if isinstance(linux, dict) and linux.get("seccomp") == SAME:
+    if isinstance(linux, dict) and linux.get("seccomp") == SAME_PROFILE:
         if _profile is None:
             raise RequestFailed("bad-spec", "the guest has no profile of system calls of its own")
         linux["seccomp"] = _profile

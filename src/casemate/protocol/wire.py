@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 """The version of the protocol; both sides must name the same one in HELLO."""
+SAME_PROFILE = "as prepared"
+"""In the place of a profile of system calls: that of the specification that the guest was prepared with."""
 
 HEADER = struct.Struct(">IBBHI")
 """length of the payload, type, flags, reserved (0), channel."""

@@ -35,9 +35,10 @@ from casemate.host import namespaces, uids
 from casemate.host.cgroups import Cgroup
 from casemate.ksm.kick import kick
 from casemate.protocol.link import CLOSED
-from casemate.protocol.wire import LinkError
+from casemate.protocol.wire import SAME_PROFILE, LinkError
 from casemate.sandbox import ProcessExit
 from casemate.vm import boots, files, guest, template, transport, twins, window
+from casemate.vm.devices import Coming, close_devices
 from casemate.vm.hypervisor import base, drivers, probe
 from casemate.wall.calls import ERRORS, Calls, line
 from casemate.wall.console import Console
@@ -54,47 +55,11 @@ END_SECONDS = 10.0
 """How long a killed process may take to end before the machine is given up without it."""
 LAST_WORDS_SECONDS = 2.0
 """How long what a machine said before its end may take to be heard."""
-SAME_PROFILE = "as prepared"
-"""Of system calls: see ``docs/protocol.md``."""
 NO_TEMPLATE = "none for this memory and these processors"
 _FACTS: Mapping[str, type] = {
     "kernel": str, "uptime_ms": int, "mem_total": int, "boot_id": str, "agent_version": str, "python": str,
 }  # fmt: skip
 """What is believed of a guest's word on itself, and of what type."""
-
-
-class Coming:
-    """Shared file systems whose servers are being started, on a thread.
-
-    Arguments:
-        make: starts them; the devices.
-    """
-
-    def __init__(self, make: Callable[[], list[base.Device]]) -> None:
-        self._made: list[base.Device] = []
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(make,), name="coming", daemon=True)
-        self._thread.start()
-
-    def _run(self, make: Callable[[], list[base.Device]]) -> None:
-        try:
-            self._made = make()
-        except BaseException as error:  # told to who waits for them
-            self._error = error
-
-    def get(self) -> list[base.Device]:
-        """Wait for them; their descriptors are the caller's then. Raises what stood in the way."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        made, self._made = self._made, []
-        return made
-
-    def drop(self) -> None:
-        """Wait until nothing more is started; who has not got them will not."""
-        self._thread.join()
-        made, self._made = self._made, []
-        close_devices(made)
 
 
 class Machine:
@@ -788,15 +753,6 @@ class Machine:
             self._lacks = None  # nothing is begun at the end
             self.end_turn()
         return over
-
-
-def close_devices(devices: Sequence[base.Device]) -> None:
-    """Close the descriptors that devices hold."""
-    for device in devices:
-        fd = base.device_fd(device)
-        if fd is not None:
-            with contextlib.suppress(OSError):
-                os.close(fd)
 
 
 def _believed(said: dict[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from casemate.host import uids
 from casemate.host.cgroups import Cgroup
 from casemate.sandbox import Disk, Interface, Nic, ProcessExit, ProcessStreams
 from casemate.vm import files
+from casemate.vm.devices import close_devices
 from casemate.vm.hypervisor import base
-from casemate.vm.machine import Machine, close_devices
+from casemate.vm.machine import Machine
 from casemate.wall import share, trees
 from casemate.wall.asking import POD_ERRORS, AskingPod
 

@@ -14,6 +14,7 @@ import pytest
 from casemate.agent import blank, blank_init, filters
 from casemate.oci import imageconfig
 from casemate.oci import spec as oci
+from casemate.protocol import wire
 from casemate.protocol.wire import RequestFailed
 
 
@@ -196,7 +197,7 @@ def test_the_profile_that_was_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = usual()
     profile = whole["linux"]["seccomp"]
     assert profile
-    spec = {**whole, "linux": {**whole["linux"], "seccomp": blank.SAME}}
+    spec = {**whole, "linux": {**whole["linux"], "seccomp": wire.SAME_PROFILE}}
     monkeypatch.setattr(blank, "_profile", None)
     with pytest.raises(RequestFailed, match="no profile"):
         blank.complete(spec)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from casemate.agent import blank
+from casemate.protocol import wire
 from casemate.vm import looked
 from casemate.vm.machine import Machine
 from casemate.vm.template import store
@@ -115,7 +115,7 @@ def test_a_specification_is_shortened_for_a_guest_that_has_the_rest() -> None:
 
     spec = store.blank_spec()
     short = told(spec, {"tags": []}, {"prepared": True})
-    assert short["linux"]["seccomp"] == blank.SAME
+    assert short["linux"]["seccomp"] == wire.SAME_PROFILE
     assert {**short, "linux": {**short["linux"], "seccomp": spec["linux"]["seccomp"]}} == spec, "and nothing else"
     assert spec == store.blank_spec(), "the whole one is left as it is"
     assert told(spec, None, {"prepared": True}) is spec, "it has booted"
