@@ -23,6 +23,7 @@ from casemate.host import uids
 from casemate.host.cgroups import Cgroup
 from casemate.protocol.wire import LinkError
 from casemate.sandbox import ProcessExit
+from casemate.wall import facts
 from casemate.wall.calls import ERRORS, Calls, line
 from casemate.wall.confinement import Confinement
 from casemate.wall.console import Console
@@ -204,13 +205,7 @@ class Machine:
     def learn(self) -> None:
         """Ask the sentry what it is, for :meth:`info`."""
         with contextlib.suppress(CasemateError):
-            said = self.calls.call("sandbox.info", {})
-            for key, kind in _FACTS.items():
-                value = said.get(key)
-                if kind is str and isinstance(value, str):
-                    self._facts[key] = line(value, 128)
-                elif kind is int and type(value) is int and 0 <= value < 1 << 63:
-                    self._facts[key] = value
+            self._facts.update(facts.believed(self.calls.call("sandbox.info", {}), _FACTS))
 
     def info(self) -> dict[str, Any]:
         """What was learnt, and the ids of the processes."""
@@ -222,10 +217,7 @@ class Machine:
 
     def usage(self) -> dict[str, Any]:
         """What the host gives for the sandbox; nothing where it does not count."""
-        if self.cgroup is None:
-            return {}
-        usage = self.cgroup.usage()
-        return {"memory": usage.memory, "memory_peak": usage.memory_peak, "cpu_us": usage.cpu_us}
+        return facts.usage(self.cgroup)
 
     # ---- ends
 

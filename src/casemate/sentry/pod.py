@@ -6,22 +6,19 @@ interfaces, addresses and packet filters the engine has made, so nothing has to 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from casemate.config import Config
-from casemate.errors import CasemateError, Unsupported
+from casemate.errors import Unsupported
 from casemate.host import namespaces, network, uids
 from casemate.sandbox import Disk, Interface, Nic, ProcessExit, ProcessStreams
 from casemate.sentry import settings
 from casemate.sentry.machine import Machine
 from casemate.wall import trees
 from casemate.wall.asking import POD_ERRORS, AskingPod
-
-REFRESH_SECONDS = 5.0
 
 
 class SentryPod(AskingPod):
@@ -71,7 +68,6 @@ class SentryPod(AskingPod):
         self._calls = self._machine.calls
         self._hostname = ""
         self._learnt = False
-        self._attached: set[str] = set()
         self._netns = -1
 
     def boot(self, netns: int, nics: Sequence[Nic], disks: Sequence[Disk], hostname: str) -> None:
@@ -90,27 +86,6 @@ class SentryPod(AskingPod):
         namespaces.in_netns(netns, network.open_to_all)
         self._machine.step("sentry")
         self._machine.boot(netns, True)
-
-    # ---- files
-
-    def attach(self, id: str, root_fd: int, volumes_fd: int | None) -> None:
-        """Show a container's trees to the sentry. See :class:`casemate.sandbox.PodSandbox`."""
-        trees.attach(self._run_path, id, root_fd, volumes_fd)
-        with self._lock:
-            again = id in self._attached
-            self._attached.add(id)
-        if again:
-            try:
-                self._calls.call("sandbox.refresh", {})
-            except CasemateError:
-                trees.detach(self._run_path, id)
-                raise
-
-    def detach(self, id: str) -> None:
-        """Take the trees of a container away. See :class:`casemate.sandbox.PodSandbox`."""
-        trees.detach(self._run_path, id)
-        with contextlib.suppress(CasemateError):
-            self._calls.call("sandbox.refresh", {}, REFRESH_SECONDS)
 
     # ---- containers
 

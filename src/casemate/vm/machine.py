@@ -40,6 +40,7 @@ from casemate.sandbox import ProcessExit
 from casemate.vm import boots, files, guest, template, transport, twins, window
 from casemate.vm.devices import Coming, close_devices
 from casemate.vm.hypervisor import base, drivers, probe
+from casemate.wall import facts
 from casemate.wall.calls import ERRORS, Calls, line
 from casemate.wall.console import Console
 from casemate.wall.launch import Process, exit_text
@@ -642,7 +643,7 @@ class Machine:
     def believe(self, said: object) -> None:
         """As :meth:`learn`, of what the guest has said with something else."""
         if isinstance(said, dict):
-            self._facts.update(_believed(said))
+            self._facts.update(facts.believed(said, _FACTS))
 
     def info(self) -> dict[str, Any]:
         """What was learnt of the guest, and the ids of the machine's processes."""
@@ -655,10 +656,7 @@ class Machine:
 
     def usage(self) -> dict[str, Any]:
         """What the host gives for the machine; nothing where it does not count."""
-        if self.cgroup is None:
-            return {}
-        usage = self.cgroup.usage()
-        return {"memory": usage.memory, "memory_peak": usage.memory_peak, "cpu_us": usage.cpu_us}
+        return facts.usage(self.cgroup)
 
     # ---- ends
 
@@ -753,15 +751,3 @@ class Machine:
             self._lacks = None  # nothing is begun at the end
             self.end_turn()
         return over
-
-
-def _believed(said: dict[str, Any]) -> dict[str, Any]:
-    """Of what the agent says of its guest, what has the right type and size: it goes into the state on disk."""
-    facts: dict[str, Any] = {}
-    for key, kind in _FACTS.items():
-        value = said.get(key)
-        if kind is str and isinstance(value, str):
-            facts[key] = line(value, 128)
-        elif kind is int and type(value) is int and 0 <= value < 1 << 63:
-            facts[key] = value
-    return facts

@@ -33,7 +33,6 @@ from casemate.wall.asking import POD_ERRORS, AskingPod
 
 SLOTS = base.MAX_SLOTS
 """How many interfaces and disks there can be at a time; an empty slot costs nothing."""
-REFRESH_SECONDS = 5.0
 _FILES_OF = {
     "memory": "memory.usage_in_bytes", "cpuacct": "cpuacct.usage", "cpu": "cpu.shares", "pids": "pids.max",
 }  # fmt: skip
@@ -98,7 +97,6 @@ class VmPod(AskingPod):
         self._setting_up = threading.Lock()
         self._set_up = False
         self._hostname = ""
-        self._attached: set[str] = set()
         self._nics: dict[str, tuple[str, Interface]] = {}
         """Hardware address to the device's id and what the guest is to make of it."""
         self._disks: dict[str, bool] = {}
@@ -157,28 +155,6 @@ class VmPod(AskingPod):
             number = self._plugged
             self._plugged += 1
         return base.Net(f"net{number}", nic.interface.mac, nic.tap_fd, nic.interface.mtu)
-
-    # ---- files
-
-    def attach(self, id: str, root_fd: int, volumes_fd: int | None) -> None:
-        """Show a container's trees to the guest. See :class:`casemate.sandbox.PodSandbox`."""
-        trees.attach(self._run_path, id, root_fd, volumes_fd)
-        with self._lock:
-            again = id in self._attached
-            self._attached.add(id)
-        if again:  # the guest may remember its predecessor's for a moment
-            try:
-                self._calls.call("sandbox.refresh", {})
-            except CasemateError:
-                trees.detach(self._run_path, id)
-                raise
-
-    def detach(self, id: str) -> None:
-        """Take the trees of a container away. See :class:`casemate.sandbox.PodSandbox`."""
-        trees.detach(self._run_path, id)
-        with contextlib.suppress(CasemateError):
-            # The file server keeps open what the guest knows by name, and with it the file systems of the host.
-            self._calls.call("sandbox.refresh", {}, REFRESH_SECONDS)
 
     # ---- containers
 

@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from casemate.errors import CasemateError, NetworkError, NotRunning
 from casemate.sandbox import PodSandbox, ProcessExit, ProcessStreams, Sandbox
+from casemate.wall import trees
 from casemate.wall.calls import ERRORS, Calls
 
+REFRESH_SECONDS = 5.0
 LAST_ENDS_SECONDS = 5.0
 """How long the ends of a deleted container's processes may take to be told."""
 POD_ERRORS: Mapping[str, type[CasemateError]] = {**ERRORS, "no-such-process": NotRunning, "refused": NetworkError}
@@ -52,14 +55,36 @@ class AskingSandbox(Sandbox):
 class AskingPod(PodSandbox):
     """A sandbox for several containers, whose processes are an agent's affair.
 
-    Subclasses set ``_calls``.
+    Subclasses set ``_calls`` and ``_run_path``, the sandbox's run directory.
     """
 
     _calls: Calls
+    _run_path: Path
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._containers: set[str] = set()
+        self._attached: set[str] = set()
+
+    def attach(self, id: str, root_fd: int, volumes_fd: int | None) -> None:
+        """Show a container's trees to the agent. See :class:`casemate.sandbox.PodSandbox`."""
+        trees.attach(self._run_path, id, root_fd, volumes_fd)
+        with self._lock:
+            again = id in self._attached
+            self._attached.add(id)
+        if again:  # the agent may remember its predecessor's for a moment
+            try:
+                self._calls.call("sandbox.refresh", {})
+            except CasemateError:
+                trees.detach(self._run_path, id)
+                raise
+
+    def detach(self, id: str) -> None:
+        """Take the trees of a container away. See :class:`casemate.sandbox.PodSandbox`."""
+        trees.detach(self._run_path, id)
+        with contextlib.suppress(CasemateError):
+            # What the agent knows by name stays open on the host, and with it file systems.
+            self._calls.call("sandbox.refresh", {}, REFRESH_SECONDS)
 
     def _create(
         self, id: str, request: dict[str, Any], stdin: bool, size: tuple[int, int] | None, kept: Sequence[str]
