@@ -33,14 +33,15 @@ BEHIND_THE_SENTRY = (
     *(("program", step) for step in ("create", "start", "exec", "delete")),
 )
 NEW = (
-    r"run/(containerd|docker)|.*\.(log|lock|pid)|run/casemate/(runtime(/\.pods)?|nursery(/.*)?|uids(/owners)?|boots(/.*)?|probe-.*)"
+    r"run/(containerd|docker)|.*\.(log|lock|pid)"
+    r"|run/casemate/(runtime(/\.pods)?|(nursery|twins|boots)(/.*)?|uids(/owners)?|probe-.*)"
     r"|docker-exec/netns/\w+|docker-exec/libnetwork/\w+\.sock|run/containerd/fifo(/.*)?"
     r"|docker-exec/containerd/\w+(/[\w-]+-std(in|out|err))?"
 )
-"""What the first container leaves for the next ones, or comes and goes with daemons. dockerd unmounts a namespace at
-once, and takes away the empty file that it was mounted on after a minute; each one has a socket of its own. The FIFOs
-are ctr's and dockerd's, which make and remove them; dockerd forgets some, with any runtime, where containerd was killed
-at the wrong moment."""
+"""What the first container leaves for the next ones (an original may be ready any time later), or comes and goes with
+daemons. dockerd unmounts a namespace at once, and takes away the empty file that it was mounted on after a minute; each
+one has a socket of its own. The FIFOs are ctr's and dockerd's, which make and remove them; dockerd forgets some, with
+any runtime, where containerd was killed at the wrong moment."""
 
 
 class Engine(Arena):
@@ -126,7 +127,9 @@ class Engine(Arena):
         """Processes, mounts, links, control groups, sockets, records, leases, and what daemons have of containers."""
         base, pid = self.host.base, self.host.pid
         daemons = {one for service in self.services for one in self.daemon(service.name)}
-        found = {f"process {one.words}" for one in self.scene() if one.pid not in daemons and not _passing(one, pid)}
+        scene = self.scene()
+        passing = _waiting(scene) | daemons
+        found = {f"process {one.words}" for one in scene if one.pid not in passing and not _hosts(one, pid)}
         found |= kills.mounts(pid) | kills.groups(*self.host.groups)
         found |= {f"link {link}" for link in self.host.inside(_links)}
         outside = Path(f"/proc/{pid}/root/run")
@@ -158,7 +161,7 @@ class Containerd(Engine):
 
     def call(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         """Run one to its end."""
-        return run(self.ctr(*words), None, kills.STEP_SECONDS, False, self.host.variables)
+        return run(self.ctr(*words), None, self.limit, False, self.host.variables)
 
     def prepare(self, victim: str, step: str, name: str) -> None:
         """Up to a container that runs."""
@@ -228,7 +231,7 @@ class Dockerd(Engine):
     def prepare(self, victim: str, step: str, name: str) -> None:
         """Up to a container that runs."""
         if step in ("exec", "delete"):
-            self.cli.out(*self._words("create", name), timeout=kills.STEP_SECONDS)
+            self.cli.out(*self._words("create", name), timeout=self.limit)
 
     def begin(self, step: str, name: str) -> subprocess.Popen[bytes]:
         """One command; ``run`` is dockerd's create and start, and the runtime's."""
@@ -239,11 +242,11 @@ class Dockerd(Engine):
         """``docker rm -f``, if dockerd knows it."""
         problems = []
         if name in self._known():
-            done = self.cli("rm", "-f", name, timeout=kills.STEP_SECONDS)
+            done = self.cli("rm", "-f", name, timeout=self.limit)
             said = done.stderr.decode()[-600:]
             if done.returncode != 0 and "is already in progress" not in said:
                 problems.append(f"docker rm -f: {said}")
-                self.cli("rm", "-f", name, timeout=kills.STEP_SECONDS)
+                self.cli("rm", "-f", name, timeout=self.limit)
             try:
                 kills.wait(lambda: name not in self._known())
             except TimeoutError:
@@ -271,9 +274,18 @@ def _links() -> list[str]:
     return [line.split()[1].rstrip(":") for line in done.stdout.splitlines()]
 
 
-def _passing(process: Process, first: int) -> bool:
+def _hosts(process: Process, first: int) -> bool:
     """Whether a process belongs to the host itself or to a test's own command."""
     return process.pid == first or process.parent == first and process.words == "cat"
+
+
+def _waiting(scene: list[Process]) -> set[int]:
+    """Those that wait for the next start: who has an original, that one and copies that are nobody's yet, and where
+    keepers come from, which stays for as long as that."""
+    found = [one.pid for one in scene if re.search(r" -P -m casemate\.(twins .*|(pod|keeper) nursery)$", one.words)]
+    for pid in found:
+        found += [one.pid for one in scene if one.parent == pid]
+    return set(found)
 
 
 def _containerd(host: Host, containerd: Service, runtime: str) -> Kills:

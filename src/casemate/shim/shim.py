@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FORGOTTEN_SECONDS = 10.0
 """How long a shim without containers waits to be told to end, which containerd does at once."""
+UNUSED_SECONDS = 20.0
+"""How long a new shim waits to be told what for, which containerd does at once."""
 FLUSH_SECONDS = 5.0
 """How long the last events may take when the shim ends."""
 MAX_LINGERING = 64
@@ -203,6 +205,13 @@ class Shim:
             self.server.stop_listening()
         self.loop.spawn(self._finish())
 
+    def expect_a_container(self) -> None:
+        """The shim has begun: containerd says now what for.
+
+        It does not when it dies just then. The next containerd comes upon a shim that answers, and keeps it forever.
+        """
+        self.loop.later(UNUSED_SECONDS, lambda: self._forgotten("it was started"))
+
     def expect_the_end(self) -> None:
         """The last container is gone, or the first was not made: containerd says now that the shim is to end.
 
@@ -210,11 +219,11 @@ class Shim:
         the shim. A shim that ended by itself it tidies up after.
         """
         if not self.in_use():
-            self.loop.later(FORGOTTEN_SECONDS, self._forgotten)
+            self.loop.later(FORGOTTEN_SECONDS, lambda: self._forgotten("the last container was deleted"))
 
-    def _forgotten(self) -> None:
+    def _forgotten(self, when: str) -> None:
         if not self.ending and not self.in_use():
-            self.loop.complain("ending, because nobody has asked for it since the last container was deleted")
+            self.loop.complain(f"ending, because nobody has asked for it since {when}")
             self.shut_down()
 
     def in_use(self) -> bool:

@@ -270,6 +270,7 @@ def _serve(listener: socket.socket, path: str, flags: dict[str, Any], chosen: di
     os.chdir("/")  # the bundle goes before we do
     gc.collect()
     settle()
+    shim.expect_a_container()
     loop.run_until(shim.ended)
     shim.server.close()
 

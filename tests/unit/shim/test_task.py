@@ -468,6 +468,17 @@ def test_a_shim_that_is_forgotten_after_its_last_container_ends(world: World) ->
     assert not world.socket.exists()
 
 
+def test_a_shim_that_is_never_told_what_for_ends(world: World) -> None:
+    """containerd died between the shim's start and the creation; the next one keeps its connection."""
+    assert world.call("Connect", id="box")["task_pid"] == 0
+    with pytest.raises(StatusError, match="container not created"):
+        world.call("Pids", id="box")
+    assert world.process.poll() is None
+    assert world.until(lambda: world.process.poll() is not None, 60)
+    assert world.process.returncode == 0
+    assert not world.socket.exists()
+
+
 def test_sigterm_ends_the_shim_and_no_container(world: World) -> None:
     world.run("box", "sleep", "60")
     pid = world.call("State", id="box")["pid"]
