@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CLUNK_BATCH = 64
 """Fids that are not needed any more are told so many at a time."""
+ENDING_SECONDS = 2.0
+"""How long a gofer that has closed its connection may take to be a process that has ended: its own work is done."""
 _SPACE = socket.CMSG_SPACE(4 * frames.MAX_NAMES)
 
 
@@ -82,7 +84,7 @@ class GoferClient:
 
     def ready(self, mask: int) -> None:
         """Something is to be read: the gofer has died."""
-        self._lost("the file server ended")
+        self._ended()
 
     # Fids.
 
@@ -156,7 +158,7 @@ class GoferClient:
 
     def _answer(self, kind: int, size: int) -> bytes:
         if size == 0:
-            raise self._lost("the file server ended")
+            raise self._ended()
         self.calls += 1
         try:
             body = frames.parse_reply(bytes(self._view[:size]), kind, self._tag)
@@ -169,22 +171,27 @@ class GoferClient:
     def _failed(self, error: OSError) -> GoferGone:
         """The connection does not work."""
         if error.errno in (errno.ECONNRESET, errno.EPIPE):
-            return self._lost("the file server ended")
+            return self._ended()
         return self._lost(f"the file server cannot be asked: {error.strerror}")
+
+    def _ended(self) -> GoferGone:
+        """It has closed the connection."""
+        return self._lost("the file server ended" + (self._ending() if self.gone is None else ""))
 
     def _lost(self, reason: str) -> GoferGone:
         """It is gone: tell once."""
         if self.gone is None:
-            self.gone = reason + self._ending()
+            self.gone = reason
             if self.on_gone is not None:
                 self.on_gone(self.gone)
         return GoferGone(self.gone)
 
     def _ending(self) -> str:
-        """How its process ended, for the reason; it is given a moment to."""
+        """How its process ended, for the reason."""
         if not self.pid:
             return ""
-        for _ in range(50):
+        end = time.monotonic() + ENDING_SECONDS
+        while time.monotonic() < end:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:
@@ -193,7 +200,7 @@ class GoferClient:
                 self.pid = 0
                 code = os.waitstatus_to_exitcode(status)
                 return f" ({signal.Signals(-code).name})" if code < 0 else f" (status {code})"
-            time.sleep(0.002)  # a tenth of a second in all: the sentry has no call that waits for a child so long
+            time.sleep(0.002)  # the sentry's filter has no call that waits for a child so long
         return ""
 
     def close(self) -> None:
