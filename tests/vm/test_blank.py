@@ -24,7 +24,7 @@ part() { echo "== $1"; }
 part status
 grep -vE '^(Pid|Tgid|PPid|NS.*|Ngid|Vm.*|Rss.*|Huge.*|.*ctxt.*|Cpus.*|Mems.*|Name|State):' /proc/self/status
 part limits; cat /proc/self/limits
-part mounts; sed 's/^[0-9]* [0-9]* [0-9]*:[0-9]* //' /proc/self/mountinfo
+part mounts; sed 's/^[0-9]* [0-9]* [0-9]*:[0-9]* //' /proc/self/mountinfo | sort
 part group; cat /proc/self/cgroup; cd /sys/fs/cgroup
 cat memory.max pids.max cgroup.controllers cgroup.subtree_control cpu.max cpu.weight; head -n 1 cgroup.procs
 cd - >/dev/null
@@ -108,10 +108,11 @@ def pair(env: Environment) -> Any:
 
 
 def alike(output: str) -> list[str]:
-    """What was seen, less what has to differ: names, and two signals that the C library leaves ignored in what a
-    program has started (those below SIGRTMIN, which are its own)."""
+    """What was seen, less what has to differ: names, two signals that the C library leaves ignored in what a program
+    has started (those below SIGRTMIN, which are its own), and how many files could be where none can."""
     output = re.sub(r"\bc[12]\b", "cN", output)
     output = re.sub(r"^/[12]/0 /etc/hosts", "/N/0 /etc/hosts", output, flags=re.MULTILINE)
+    output = re.sub(r"(tmpfs rw,size=0k),nr_inodes=\d+", r"\1", output)
     return output.replace("SigIgn:\t0000000180000000", "SigIgn:\t0000000000000000").splitlines()
 
 

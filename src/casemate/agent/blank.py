@@ -19,7 +19,8 @@ import select
 from time import monotonic
 
 from casemate.agent import blank_init, filters, system
-from casemate.agent.blank_init import CAPABILITIES, LIMITS, OPTIONS, READY
+from casemate.agent.blank_init import CAPABILITIES, LIMITS, READY
+from casemate.agent.blank_mounts import OPTIONS
 from casemate.agent.cgroup import Cgroup
 from casemate.agent.crun import explain_message
 from casemate.agent.processes import Exit, Reaper
@@ -394,7 +395,7 @@ def make(reaper: Reaper, root: str, spec: dict[str, Any]) -> None:
     with reaper:
         maker = os.fork()
         if maker == 0:
-            _leave(cgroup, theirs)
+            _leave(cgroup, theirs, spec)
         theirs.close()
         pid = _number(ours)
         blank = Blank(pid, ours, cgroup, rules, guard, profile, code)
@@ -404,16 +405,22 @@ def make(reaper: Reaper, root: str, spec: dict[str, Any]) -> None:
 
 
 def _number(channel: _socket.socket) -> int:
-    """The process's number in the guest, from the one that has made it."""
+    """The process's number in the guest, from the one that has made it, when it has said that it is ready itself."""
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
-    said = channel.recv(32) if poller.poll(PATIENCE * 1000) else b""
-    if not said.isdigit():
-        raise RequestFailed("failed", f"the blank was not made: {said.decode('utf-8', 'replace') or 'no word of it'}")
-    return int(said)
+    said = b""
+    while READY not in said or said == READY:
+        part = channel.recv(64) if poller.poll(PATIENCE * 1000) else b""
+        if not part:
+            break
+        said += part
+    number = said.replace(READY, b"")
+    if READY not in said or not number.isdigit():
+        raise RequestFailed("failed", f"the blank was not made: {number.decode('utf-8', 'replace') or 'no word of it'}")
+    return int(number)
 
 
-def _leave(cgroup: Cgroup, channel: _socket.socket) -> None:
+def _leave(cgroup: Cgroup, channel: _socket.socket, spec: dict[str, Any]) -> None:
     """In the copy of the agent: go into the namespaces, and leave a process there."""
     try:
         gc.disable()
@@ -424,7 +431,7 @@ def _leave(cgroup: Cgroup, channel: _socket.socket) -> None:
         system.syscall("unshare", CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID)
         number = os.fork()
         if number == 0:
-            blank_init.become(channel)
+            blank_init.become(channel, spec)
         channel.send(str(number).encode())
         os._exit(0)
     except BaseException as error:

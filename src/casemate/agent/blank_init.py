@@ -1,9 +1,8 @@
 """What a blank does to become a container's first process (see :mod:`casemate.agent.blank`).
 
-This is the runtime's part of a start, crun(1)'s, in its order and with its results: mounts, masked paths, the change of
-root, filter, capabilities, user, the program. It runs in the process itself, which is the first of its process, ipc,
-uts and control group namespaces already. Everything here may meet what the image's maker has put there: names in the
-root file system are looked up as if that were the root (openat2(2), RESOLVE_IN_ROOT), and mounts go to descriptors.
+This is the runtime's part of a start, crun(1)'s, in its order and with its results: the root
+(:mod:`casemate.agent.blank_mounts`), filter, capabilities, user, the program. It runs in the process itself, which is
+the first of its process, ipc, uts and control group namespaces already.
 """
 
 from __future__ import annotations
@@ -19,46 +18,16 @@ import resource
 import stat
 import struct
 
+from casemate.agent.blank_mounts import CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC, MS_REMOUNT, build, make_root
 from casemate.agent.redirect import bytes_at
-from casemate.agent.system import (
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
-    mount,
-    open_in_root,
-    prctl,
-    read_text,
-    syscall,
-    unmount,
-    words,
-    write_text,
-)
+from casemate.agent.system import log, mount, prctl, read_text, syscall, words, write_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC = 1, 32, 4096, 16384
-MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 20, 1 << 17
-PROPAGATION = MS_PRIVATE | MS_SLAVE | MS_SHARED | MS_UNBINDABLE
-OPTIONS = {
-    "ro": (MS_RDONLY, False), "rw": (MS_RDONLY, True), "nosuid": (MS_NOSUID, False), "suid": (MS_NOSUID, True),
-    "nodev": (MS_NODEV, False), "dev": (MS_NODEV, True), "noexec": (MS_NOEXEC, False), "exec": (MS_NOEXEC, True),
-    "sync": (16, False), "async": (16, True), "dirsync": (128, False), "noatime": (1024, False), "atime": (1024, True),
-    "nodiratime": (2048, False), "diratime": (2048, True), "relatime": (1 << 21, False), "norelatime": (1 << 21, True),
-    "strictatime": (1 << 24, False), "nostrictatime": (1 << 24, True), "bind": (MS_BIND, False),
-    "rbind": (MS_BIND | MS_REC, False), "private": (MS_PRIVATE, False), "rprivate": (MS_PRIVATE | MS_REC, False),
-    "slave": (MS_SLAVE, False), "rslave": (MS_SLAVE | MS_REC, False), "shared": (MS_SHARED, False),
-    "rshared": (MS_SHARED | MS_REC, False), "unbindable": (MS_UNBINDABLE, False),
-    "runbindable": (MS_UNBINDABLE | MS_REC, False), "defaults": (0, False),
-}  # fmt: skip
-"""mount(8): the flags of an option, and whether it takes them away. Any other is for the file system."""
-NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("tty", 5, 0), ("random", 1, 8), ("urandom", 1, 9))
-LINKS = (
-    ("/proc/self/fd", "fd"), ("/proc/self/fd/0", "stdin"), ("/proc/self/fd/1", "stdout"),
-    ("/proc/self/fd/2", "stderr"), ("/proc/kcore", "core"), ("pts/ptmx", "ptmx"),
-)  # fmt: skip
-"""In /dev (runtime specification, config-linux.md, "Default Devices")."""
+    from casemate.agent.blank_mounts import Trees
+
 CAPABILITIES = words(
     "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE"
     " NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN"
@@ -74,7 +43,6 @@ LIMITS = words(
 LAST_CAPABILITY = int(read_text("/proc/sys/kernel/cap_last_cap").strip() or 40)
 """The last one that this kernel knows."""
 
-CLONE_NEWNS = 0x20000
 PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 4, 8, 24, 38, 47
 PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -88,17 +56,20 @@ SPEC, LINUX = ("process", "root", "hostname", "mounts"), ("maskedPaths", "readon
 """What is used here of a specification, and of its part for Linux."""
 
 
-def become(channel: _socket.socket) -> NoReturn:
+def become(channel: _socket.socket, likely: dict[str, Any]) -> NoReturn:
     """Wait for the order, and carry it out; there is no way back.
 
     Arguments:
         channel: to the agent, from which comes one message, and when the container is created only, :data:`GO`.
+        likely: a specification as most containers have it: what can be mounted ahead, is.
     """
     try:
         prctl(PR_SET_DUMPABLE, 0)
+        trees = _ahead(likely)
+        channel.send(READY)
         order, fds = receive(channel)
         try:
-            path, command, environment, late = _prepare(order, fds, channel)
+            path, command, environment, late = _prepare(order, fds, channel, trees)
         except Refused as error:
             _fail(channel, error.args[0])
         except OSError as error:
@@ -117,6 +88,14 @@ def become(channel: _socket.socket) -> NoReturn:
             os._exit(127 if error.errno == errno.ENOENT else 126)
     except BaseException:
         os._exit(1)
+
+
+def _ahead(likely: dict[str, Any]) -> Trees:
+    try:
+        return build(likely)
+    except OSError as error:
+        log(f"nothing is mounted ahead: {error.filename}: {error.strerror}")
+        return {}
 
 
 class Refused(Exception):
@@ -158,7 +137,7 @@ def receive(channel: _socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _prepare(
-    order: dict[str, Any], fds: list[int], channel: _socket.socket
+    order: dict[str, Any], fds: list[int], channel: _socket.socket, trees: Trees
 ) -> tuple[str, list[str], dict[str, str], bytes | None]:
     """Everything up to the program; what to execute, and the filter that is still to be put in force."""
     spec = order["spec"]
@@ -178,7 +157,7 @@ def _prepare(
             raise
     syscall("unshare", CLONE_NEWNS)
     mount("", "/", "", MS_REC | MS_PRIVATE)
-    _files(spec, linux, order["root"])
+    make_root(spec, linux, order["root"], trees)
     user = process["user"]
     uid, gid = user["uid"], user["gid"]
     _streams(uid, gid)
@@ -220,148 +199,6 @@ def _prepare(
 
 def _bound(value: int) -> int:
     return resource.RLIM_INFINITY if value >= (1 << 64) - 1 else value
-
-
-# ---- files
-
-
-def options(wanted: list[str]) -> tuple[int, str]:
-    """The flags and the data of a mount's options."""
-    flags, data = 0, []
-    for word in wanted:
-        known = OPTIONS.get(word)
-        if known is None:
-            data.append(word)
-        elif known[1]:
-            flags &= ~known[0]
-        else:
-            flags |= known[0]
-    return flags, ",".join(data)
-
-
-def _files(spec: dict[str, Any], linux: dict[str, Any], path: str) -> None:
-    """Mount everything below the root file system, and make it the root."""
-    mount(path, path, "", MS_BIND | MS_REC)
-    mount("", path, "", MS_REC | MS_PRIVATE)
-    sealed: list[tuple[int, int]] = []
-    if spec["root"].get("readonly") is True:
-        sealed.append((os.open(path, os.O_PATH | os.O_CLOEXEC), MS_RDONLY))
-    root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    for entry in spec["mounts"]:
-        _mount(root, entry, sealed)
-    _devices(root)
-    for masked in linux.get("maskedPaths") or ():
-        _mask(root, masked, sealed)
-    for fixed in linux.get("readonlyPaths") or ():
-        fd = _look(root, fixed)
-        if fd is not None:
-            name = f"/proc/self/fd/{fd}"
-            mount(name, name, "", MS_BIND | MS_REC)
-            os.close(fd)
-            fd = open_in_root(root, fixed, os.O_PATH)
-            mount("", f"/proc/self/fd/{fd}", "", MS_REC | MS_PRIVATE)
-            sealed.append((fd, MS_RDONLY))
-    while sealed:
-        fd, flags = sealed.pop()
-        mount("", f"/proc/self/fd/{fd}", "", MS_REMOUNT | MS_BIND | flags)
-        os.close(fd)
-    os.close(root)
-    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.chdir(path)
-    syscall("pivot_root", b".\0", b".\0")
-    os.fchdir(old)
-    mount("", ".", "", MS_REC | MS_PRIVATE)
-    if not unmount("."):
-        raise OSError(22, "the old root stays", path)
-    os.close(old)
-    os.chdir("/")
-    mount("", "/", "", MS_REC | MS_PRIVATE)
-
-
-def _look(root: int, path: str) -> int | None:
-    try:
-        return open_in_root(root, path, os.O_PATH)
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        return None
-
-
-def _make(root: int, path: str, directory: bool) -> int:
-    """A descriptor of a mount point, which is made where it is missing."""
-    fd = _look(root, path)
-    if fd is not None:
-        return fd
-    parts = [part for part in path.split("/") if part]
-    for count in range(1, len(parts) + 1):
-        so_far = "/".join(parts[:count])
-        if (fd := _look(root, so_far)) is not None:
-            os.close(fd)
-            continue
-        parent = open_in_root(root, "/".join(parts[: count - 1]) or ".", os.O_PATH | os.O_DIRECTORY)
-        try:
-            if count < len(parts) or directory:
-                os.mkdir(parts[count - 1], 0o1755 if directory else 0o755, dir_fd=parent)
-            else:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                os.close(os.open(parts[count - 1], flags, 0o700, dir_fd=parent))
-        finally:
-            os.close(parent)
-    return open_in_root(root, path, os.O_PATH)
-
-
-def _mount(root: int, entry: dict[str, Any], sealed: list[tuple[int, int]]) -> None:
-    flags, data = options(entry.get("options") or [])
-    kind, source = entry.get("type") or "", entry.get("source") or ""
-    if kind == "bind":
-        flags |= MS_BIND
-    bind = bool(flags & MS_BIND)
-    directory = not bind or stat.S_ISDIR(os.stat(source).st_mode)
-    fd = _make(root, entry["destination"], directory)
-    if kind in ("proc", "sysfs") and not stat.S_ISDIR(os.fstat(fd).st_mode):
-        raise OSError(20, os.strerror(20), entry["destination"])
-    plain = flags & ~(PROPAGATION | MS_RDONLY) & (~0 if bind else ~MS_REC)
-    target = f"/proc/self/fd/{fd}"
-    if bind:
-        mount(source, target, "", (MS_BIND | plain & MS_REC))
-    else:
-        kind = "cgroup2" if kind == "cgroup" else kind
-        mount(kind if kind == "cgroup2" else source or kind, target, kind, plain, data)
-    os.close(fd)
-    fd = open_in_root(root, entry["destination"], os.O_PATH)
-    target = f"/proc/self/fd/{fd}"
-    if flags & PROPAGATION:
-        mount("", target, "", flags & (PROPAGATION | MS_REC))
-    if flags & MS_RDONLY:
-        sealed.append((fd, plain & ~(MS_BIND | MS_REC) | MS_RDONLY))
-        return
-    if bind:
-        mount("", target, "", MS_REMOUNT | MS_BIND | plain & ~MS_REC)
-    os.close(fd)
-
-
-def _devices(root: int) -> None:
-    """The devices and links that every container has, in its /dev, which is a file system of its own."""
-    dev = open_in_root(root, "dev", os.O_DIRECTORY)
-    for name, major, minor in NODES:
-        os.mknod(name, 0o666 | stat.S_IFCHR, os.makedev(major, minor), dir_fd=dev)
-        os.chmod(name, 0o666, dir_fd=dev)
-    for target, name in LINKS:
-        os.symlink(target, name, dir_fd=dev)
-    os.close(dev)
-
-
-def _mask(root: int, path: str, sealed: list[tuple[int, int]]) -> None:
-    fd = _look(root, path)
-    if fd is None:
-        return
-    target = f"/proc/self/fd/{fd}"
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        mount("tmpfs", target, "tmpfs", 0, "size=0k")
-    else:
-        mount("/dev/null", target, "", MS_BIND)
-    os.close(fd)
-    sealed.append((open_in_root(root, path, os.O_PATH), MS_RDONLY))
 
 
 # ---- process

@@ -26,11 +26,11 @@ RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 SYSCALLS = {
     "x86_64": {
         "init_module": 175, "ioprio_set": 251, "bpf": 321, "capset": 126, "pivot_root": 155, "keyctl": 250,
-        "unshare": 272, "seccomp": 317,
+        "unshare": 272, "seccomp": 317, "setns": 308, "open_tree": 428, "move_mount": 429,
     },
     "aarch64": {
         "init_module": 105, "ioprio_set": 30, "bpf": 280, "capset": 91, "pivot_root": 41, "keyctl": 219, "unshare": 97,
-        "seccomp": 277,
+        "seccomp": 277, "setns": 268, "open_tree": 428, "move_mount": 429,
     },
 }  # fmt: skip
 """Numbers of system calls that the C library has no function for, by architecture."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from casemate.agent import blank, blank_init, filters
+from casemate.agent import blank, blank_init, blank_mounts, filters
 from casemate.oci import imageconfig
 from casemate.oci import spec as oci
 from casemate.protocol import wire
@@ -99,10 +99,52 @@ def test_what_is_left_to_the_runtime(change: Callable[[dict[str, Any]], None]) -
 
 
 def test_the_options_of_a_mount() -> None:
-    flags, data = blank_init.options(["nosuid", "suid", "ro", "noexec", "rprivate", "size=1m", "mode=755", "rbind"])
+    flags, data = blank_mounts.options(["nosuid", "suid", "ro", "noexec", "rprivate", "size=1m", "mode=755", "rbind"])
     assert flags == (
-        blank_init.MS_RDONLY | 8 | blank_init.MS_PRIVATE | blank_init.MS_REC | blank_init.MS_BIND
+        blank_mounts.MS_RDONLY | 8 | blank_mounts.MS_PRIVATE | blank_mounts.MS_REC | blank_mounts.MS_BIND
     ) and data == "size=1m,mode=755"  # fmt: skip
+
+
+def entry(destination: str, kind: str = "tmpfs", **more: Any) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": kind, **more}
+
+
+PROC, DEV, PTS, SYS = entry("/proc", "proc"), entry("/dev"), entry("/dev/pts", "devpts"), entry("/sys/", "sysfs")
+
+
+@pytest.mark.parametrize(
+    "mounts, expected",
+    [
+        ([PROC, DEV, PTS, SYS], {"proc", "dev", "sys"}),
+        ([PROC, DEV, SYS, PTS, entry("/data"), entry("/etc/hosts", "bind")], {"proc", "dev", "sys"}),
+        ([PROC, DEV, SYS, entry("/data"), PTS], {"proc", "sys"}),  # /data may be a link into /dev
+        ([PROC, entry("/data"), DEV, PTS, SYS], {"proc"}),
+        ([PROC, DEV, PTS, SYS, entry("/dev/mine", "bind")], {"proc", "sys"}),
+        ([PROC, entry("/proc/bus", "bind"), DEV], {"dev"}),
+        ([PTS, DEV, PROC], {"proc"}),
+        ([PROC, DEV, entry("/dev/../proc/bus")], {"proc", "dev"}),
+        ([entry("/dev/../proc/bus"), PROC, DEV], set()),
+        ([entry("/"), PROC], set()),
+        ([], set()),
+    ],
+)
+def test_what_can_be_mounted_ahead(mounts: list[dict[str, Any]], expected: set[str]) -> None:
+    masked, fixed = ["/proc/keys", "/sys/firmware", "/etc/shadow", "/dev/../proc/kcore"], ["/proc/sys", "/usr"]
+    made = blank_mounts.parts(mounts, masked, fixed)
+    assert set(made) == expected
+    if "proc" in made:
+        assert made["proc"] == ([PROC], ["/proc/keys"], ["/proc/sys"])
+    if "sys" in made:
+        assert made["sys"] == ([SYS], ["/sys/firmware"], [])
+
+
+def test_what_most_containers_have_is_all_mounted_ahead() -> None:
+    spec = usual()
+    linux = spec["linux"]
+    made = blank_mounts.parts(spec["mounts"], linux["maskedPaths"], linux["readonlyPaths"])
+    assert set(made) == set(blank_mounts.TOPS)
+    assert sum(len(part[0]) for part in made.values()) == len(spec["mounts"])
+    assert sum(len(part[1]) for part in made.values()) == len(linux["maskedPaths"])
 
 
 def decide(code: bytes, kind: int, access: int, major: int, minor: int) -> int:

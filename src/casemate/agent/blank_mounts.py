@@ -1,0 +1,315 @@
+"""The root of a container that is made of a blank: what is mounted there, masked and read-only.
+
+As crun(1) does it, in its order and with its results. Everything here may meet what the image's maker has put there:
+names in the root file system are looked up as if that were the root (openat2(2), RESOLVE_IN_ROOT), and mounts go to
+descriptors.
+
+**Ahead.** Most containers have the same ``/proc``, ``/dev`` and ``/sys``, with all that is mounted below them, and none
+of it depends on the image. So a blank makes these trees while it waits (:func:`build`). They belong to no mount
+namespace (open_tree(2), OPEN_TREE_CLONE) until a container that wants just these takes them, which is one call for each
+in place of some eighty (:func:`make_root`). A tree of which anything is wanted otherwise is made as ever.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, open_in_root, syscall, unmount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Part = tuple[list[dict[str, Any]], list[str], list[str]]
+    """Mounts, masked and read-only paths."""
+    Trees = dict[str, tuple[Part, int, int]]
+    """What was made ahead, by its directory: of what, a descriptor, and pages of memory that there were."""
+
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC = 1, 32, 4096, 16384
+MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 20, 1 << 17
+PROPAGATION = MS_PRIVATE | MS_SLAVE | MS_SHARED | MS_UNBINDABLE
+OPTIONS = {
+    "ro": (MS_RDONLY, False), "rw": (MS_RDONLY, True), "nosuid": (MS_NOSUID, False), "suid": (MS_NOSUID, True),
+    "nodev": (MS_NODEV, False), "dev": (MS_NODEV, True), "noexec": (MS_NOEXEC, False), "exec": (MS_NOEXEC, True),
+    "sync": (16, False), "async": (16, True), "dirsync": (128, False), "noatime": (1024, False), "atime": (1024, True),
+    "nodiratime": (2048, False), "diratime": (2048, True), "relatime": (1 << 21, False), "norelatime": (1 << 21, True),
+    "strictatime": (1 << 24, False), "nostrictatime": (1 << 24, True), "bind": (MS_BIND, False),
+    "rbind": (MS_BIND | MS_REC, False), "private": (MS_PRIVATE, False), "rprivate": (MS_PRIVATE | MS_REC, False),
+    "slave": (MS_SLAVE, False), "rslave": (MS_SLAVE | MS_REC, False), "shared": (MS_SHARED, False),
+    "rshared": (MS_SHARED | MS_REC, False), "unbindable": (MS_UNBINDABLE, False),
+    "runbindable": (MS_UNBINDABLE | MS_REC, False), "defaults": (0, False),
+}  # fmt: skip
+"""mount(8): the flags of an option, and whether it takes them away. Any other is for the file system."""
+NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("tty", 5, 0), ("random", 1, 8), ("urandom", 1, 9))
+LINKS = (
+    ("/proc/self/fd", "fd"), ("/proc/self/fd/0", "stdin"), ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"), ("/proc/kcore", "core"), ("pts/ptmx", "ptmx"),
+)  # fmt: skip
+"""In /dev (runtime specification, config-linux.md, "Default Devices")."""
+CLONE_NEWNS = 0x20000
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE = 1, 0x80000, 0x8000
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+TOPS = ("proc", "dev", "sys")
+"""Directories of the root whose trees can be made ahead."""
+STAGE = "/run"
+"""Where they are made, in a mount namespace of their own: any directory of the guest that is not needed for it."""
+
+
+
+def options(wanted: list[str]) -> tuple[int, str]:
+    """The flags and the data of a mount's options."""
+    flags, data = 0, []
+    for word in wanted:
+        known = OPTIONS.get(word)
+        if known is None:
+            data.append(word)
+        elif known[1]:
+            flags &= ~known[0]
+        else:
+            flags |= known[0]
+    return flags, ",".join(data)
+
+
+def make_root(spec: dict[str, Any], linux: dict[str, Any], path: str, trees: Trees) -> None:
+    """Mount everything below the root file system, and make it the root.
+
+    Arguments:
+        spec, linux: the specification, and its part for Linux.
+        path: of the root file system.
+        trees: what :func:`build` has made.
+
+    Raises:
+        OSError: something cannot be mounted; ``filename`` is the path, where it is known.
+    """
+    mount(path, path, "", MS_BIND | MS_REC)
+    mount("", path, "", MS_REC | MS_PRIVATE)
+    sealed: list[tuple[int, int]] = []
+    if spec["root"].get("readonly") is True:
+        sealed.append((os.open(path, os.O_PATH | os.O_CLOEXEC), MS_RDONLY))
+    root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mounts, masked, fixed = spec["mounts"], linux.get("maskedPaths") or (), linux.get("readonlyPaths") or ()
+    wanted = parts(mounts, masked, fixed) if trees else {}
+    ready = {top for top, (part, _, _) in trees.items() if wanted.get(top) == part}
+    for top in ready:
+        part, fd, pages = trees[top]
+        target = _make(root, top, True)
+        if not stat.S_ISDIR(os.fstat(target).st_mode):
+            raise OSError(20, os.strerror(20), f"/{top}")
+        syscall("move_mount", fd, b"\0", target, b"\0", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+        os.close(target)
+        os.close(fd)
+        if pages != os.sysconf("SC_PHYS_PAGES"):
+            _more_files(root, part[0])
+    rest = (
+        [entry for entry in mounts if _top(entry["destination"]) not in ready],
+        [path for path in masked if _top(path) not in ready],
+        [path for path in fixed if _top(path) not in ready],
+    )
+    _fill(root, rest, sealed, devices="dev" not in ready)
+    os.close(root)
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.chdir(path)
+    syscall("pivot_root", b".\0", b".\0")
+    os.fchdir(old)
+    mount("", ".", "", MS_REC | MS_PRIVATE)
+    if not unmount("."):
+        raise OSError(22, "the old root stays", path)
+    os.close(old)
+    os.chdir("/")
+    mount("", "/", "", MS_REC | MS_PRIVATE)
+
+
+def build(spec: dict[str, Any]) -> Trees:
+    """Make the trees of a specification ahead, of no mount namespace.
+
+    Arguments:
+        spec: as most containers have it; of what is missing nothing is made.
+
+    Raises:
+        OSError: something cannot be mounted. Nothing is left of it then.
+    """
+    linux = spec.get("linux") or {}
+    wanted = parts(spec.get("mounts") or (), linux.get("maskedPaths") or (), linux.get("readonlyPaths") or ())
+    trees: Trees = {}
+    home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    syscall("unshare", CLONE_NEWNS)
+    try:
+        mount("", "/", "", MS_REC | MS_PRIVATE)
+        mount("tmpfs", STAGE, "tmpfs")
+        root = os.open(STAGE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for top, part in wanted.items():
+            _fill(root, part, [], devices=top == "dev")
+            flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
+            fd = syscall("open_tree", root, top.encode() + b"\0", flags)
+            trees[top] = part, fd, os.sysconf("SC_PHYS_PAGES")
+        os.close(root)
+    except BaseException:
+        for _, fd, _ in trees.values():
+            os.close(fd)
+        raise
+    finally:
+        syscall("setns", home, CLONE_NEWNS)
+        os.close(home)
+    return trees
+
+
+def parts(mounts: Sequence[dict[str, Any]], masked: Sequence[str], fixed: Sequence[str]) -> dict[str, Part]:
+    """What a specification wants below each of :data:`TOPS`, as far as that can be made ahead: the directory itself is
+    mounted on, nothing there comes from elsewhere, and it is mounted before anything at other places, which may lead
+    there by a link.
+
+    Arguments:
+        mounts, masked, fixed: mounts, masked and read-only paths.
+    """
+    found: dict[str, Part] = {}
+    unfit = set()
+    first = True
+    for entry in mounts:
+        top = _top(entry["destination"])
+        first = first and bool(top)
+        if not first or entry["type"] == "bind" or (top not in found and _plain(entry["destination"]) != [top]):
+            unfit.add(top)
+        found.setdefault(top, ([], [], []))[0].append(entry)
+    for path in masked:
+        if (top := _top(path)) in found:
+            found[top][1].append(path)
+    for path in fixed:
+        if (top := _top(path)) in found:
+            found[top][2].append(path)
+    return {top: part for top, part in found.items() if top and top not in unfit}
+
+
+def _more_files(root: int, mounts: list[dict[str, Any]]) -> None:
+    """Let as many files be in file systems in memory as the kernel gives those that it mounts now (tmpfs(5), nr_inodes:
+    half of all pages): memory was added since."""
+    for entry in mounts:
+        wanted = entry.get("options") or []
+        flags, data = options(wanted)
+        if entry["type"] == "tmpfs" and "nr_inodes=" not in data and not flags & MS_RDONLY:
+            fd = open_in_root(root, entry["destination"], os.O_PATH)
+            number = os.sysconf("SC_PHYS_PAGES") // 2
+            flags &= ~(PROPAGATION | MS_REC)
+            mount("", f"/proc/self/fd/{fd}", "", MS_REMOUNT | flags, f"nr_inodes={number}")
+            os.close(fd)
+
+
+def _plain(path: str) -> list[str]:
+    return [word for word in path.split("/") if word]
+
+
+def _top(path: str) -> str:
+    """Which of :data:`TOPS` a path leads to, by its words alone; empty for none."""
+    words = _plain(path)
+    return words[0] if words and words[0] in TOPS and not {".", ".."} & set(words) else ""
+
+
+def _fill(root: int, part: Part, sealed: list[tuple[int, int]], *, devices: bool) -> None:
+    """Mount what is wanted, and make read-only what is to be, ``sealed`` with it."""
+    mounts, masked, fixed = part
+    for entry in mounts:
+        _mount(root, entry, sealed)
+    if devices:
+        _devices(root)
+    for path in masked:
+        _mask(root, path, sealed)
+    for path in fixed:
+        fd = _look(root, path)
+        if fd is not None:
+            name = f"/proc/self/fd/{fd}"
+            mount(name, name, "", MS_BIND | MS_REC)
+            os.close(fd)
+            fd = open_in_root(root, path, os.O_PATH)
+            mount("", f"/proc/self/fd/{fd}", "", MS_REC | MS_PRIVATE)
+            sealed.append((fd, MS_RDONLY))
+    while sealed:
+        fd, flags = sealed.pop()
+        mount("", f"/proc/self/fd/{fd}", "", MS_REMOUNT | MS_BIND | flags)
+        os.close(fd)
+
+
+def _look(root: int, path: str) -> int | None:
+    try:
+        return open_in_root(root, path, os.O_PATH)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
+
+
+def _make(root: int, path: str, directory: bool) -> int:
+    """A descriptor of a mount point, which is made where it is missing."""
+    fd = _look(root, path)
+    if fd is not None:
+        return fd
+    parts = [part for part in path.split("/") if part]
+    for count in range(1, len(parts) + 1):
+        so_far = "/".join(parts[:count])
+        if (fd := _look(root, so_far)) is not None:
+            os.close(fd)
+            continue
+        parent = open_in_root(root, "/".join(parts[: count - 1]) or ".", os.O_PATH | os.O_DIRECTORY)
+        try:
+            if count < len(parts) or directory:
+                os.mkdir(parts[count - 1], 0o1755 if directory else 0o755, dir_fd=parent)
+            else:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open(parts[count - 1], flags, 0o700, dir_fd=parent))
+        finally:
+            os.close(parent)
+    return open_in_root(root, path, os.O_PATH)
+
+
+def _mount(root: int, entry: dict[str, Any], sealed: list[tuple[int, int]]) -> None:
+    flags, data = options(entry.get("options") or [])
+    kind, source = entry.get("type") or "", entry.get("source") or ""
+    if kind == "bind":
+        flags |= MS_BIND
+    bind = bool(flags & MS_BIND)
+    directory = not bind or stat.S_ISDIR(os.stat(source).st_mode)
+    fd = _make(root, entry["destination"], directory)
+    if kind in ("proc", "sysfs") and not stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise OSError(20, os.strerror(20), entry["destination"])
+    plain = flags & ~(PROPAGATION | MS_RDONLY) & (~0 if bind else ~MS_REC)
+    target = f"/proc/self/fd/{fd}"
+    if bind:
+        mount(source, target, "", (MS_BIND | plain & MS_REC))
+    else:
+        kind = "cgroup2" if kind == "cgroup" else kind
+        mount(kind if kind == "cgroup2" else source or kind, target, kind, plain, data)
+    os.close(fd)
+    fd = open_in_root(root, entry["destination"], os.O_PATH)
+    target = f"/proc/self/fd/{fd}"
+    if flags & PROPAGATION:
+        mount("", target, "", flags & (PROPAGATION | MS_REC))
+    if flags & MS_RDONLY:
+        sealed.append((fd, plain & ~(MS_BIND | MS_REC) | MS_RDONLY))
+        return
+    if bind:
+        mount("", target, "", MS_REMOUNT | MS_BIND | plain & ~MS_REC)
+    os.close(fd)
+
+
+def _devices(root: int) -> None:
+    """The devices and links that every container has, in its /dev, which is a file system of its own."""
+    dev = open_in_root(root, "dev", os.O_DIRECTORY)
+    for name, major, minor in NODES:
+        os.mknod(name, 0o666 | stat.S_IFCHR, os.makedev(major, minor), dir_fd=dev)
+        os.chmod(name, 0o666, dir_fd=dev)
+    for target, name in LINKS:
+        os.symlink(target, name, dir_fd=dev)
+    os.close(dev)
+
+
+def _mask(root: int, path: str, sealed: list[tuple[int, int]]) -> None:
+    fd = _look(root, path)
+    if fd is None:
+        return
+    target = f"/proc/self/fd/{fd}"
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        mount("tmpfs", target, "tmpfs", 0, "size=0k")
+    else:
+        mount("/dev/null", target, "", MS_BIND)
+    os.close(fd)
+    sealed.append((open_in_root(root, path, os.O_PATH), MS_RDONLY))
