@@ -179,6 +179,16 @@ def seccomp(spec: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
+def test_what_most_have_was_mounted_ahead(pair: Pair) -> None:
+    """Its devices are as old as the template."""
+    for ahead in (True, False):
+        begun = int(time.time())
+        process = pair.make(plain, ["stat", "-c", "%Y", "/dev/null", "/dev/pts", "/dev/shm", "/etc/hosts"])
+        *made, hosts = map(int, process.output().split())
+        assert process.wait().status == 0
+        assert hosts >= begun and all((when < begun) == ahead for when in made), (ahead, begun, made, hosts)
+
+
 @pytest.mark.parametrize("change", [plain, user, mounts, unbound, terminal, seccomp], ids=lambda one: one.__name__)
 def test_the_runtime_makes_the_same(pair: Pair, change: Callable[[dict[str, Any]], None]) -> None:
     """All that a program can see and do is the same."""

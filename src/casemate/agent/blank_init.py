@@ -90,12 +90,12 @@ def become(channel: _socket.socket, likely: dict[str, Any]) -> NoReturn:
         os._exit(1)
 
 
-def _ahead(likely: dict[str, Any]) -> Trees:
+def _ahead(likely: dict[str, Any]) -> Trees | None:
     try:
         return build(likely)
     except OSError as error:
         log(f"nothing is mounted ahead: {error.filename}: {error.strerror}")
-        return {}
+        return None
 
 
 class Refused(Exception):
@@ -137,7 +137,7 @@ def receive(channel: _socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _prepare(
-    order: dict[str, Any], fds: list[int], channel: _socket.socket, trees: Trees
+    order: dict[str, Any], fds: list[int], channel: _socket.socket, trees: Trees | None
 ) -> tuple[str, list[str], dict[str, str], bytes | None]:
     """Everything up to the program; what to execute, and the filter that is still to be put in force."""
     spec = order["spec"]

@@ -19,13 +19,10 @@ from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, open_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any
 
     Part = tuple[list[dict[str, Any]], list[str], list[str]]
     """Mounts, masked and read-only paths."""
-    Trees = dict[str, tuple[Part, int, int]]
-    """What was made ahead, by its directory: of what, a descriptor, and pages of memory that there were."""
 
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC = 1, 32, 4096, 16384
 MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 20, 1 << 17
@@ -72,13 +69,13 @@ def options(wanted: list[str]) -> tuple[int, str]:
     return flags, ",".join(data)
 
 
-def make_root(spec: dict[str, Any], linux: dict[str, Any], path: str, trees: Trees) -> None:
+def make_root(spec: dict[str, Any], linux: dict[str, Any], path: str, trees: Trees | None) -> None:
     """Mount everything below the root file system, and make it the root.
 
     Arguments:
         spec, linux: the specification, and its part for Linux.
         path: of the root file system.
-        trees: what :func:`build` has made.
+        trees: what :func:`build` has made, if it has.
 
     Raises:
         OSError: something cannot be mounted; ``filename`` is the path, where it is known.
@@ -89,24 +86,17 @@ def make_root(spec: dict[str, Any], linux: dict[str, Any], path: str, trees: Tre
     if spec["root"].get("readonly") is True:
         sealed.append((os.open(path, os.O_PATH | os.O_CLOEXEC), MS_RDONLY))
     root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    mounts, masked, fixed = spec["mounts"], linux.get("maskedPaths") or (), linux.get("readonlyPaths") or ()
-    wanted = parts(mounts, masked, fixed) if trees else {}
-    ready = {top for top, (part, _, _) in trees.items() if wanted.get(top) == part}
+    wanted = _wishes(spec["mounts"], linux)
+    ready, rest = trees.choose(wanted) if trees is not None else ([], wanted)
     for top in ready:
-        part, fd, pages = trees[top]
+        assert trees is not None  # it has chosen
         target = _make(root, top, True)
         if not stat.S_ISDIR(os.fstat(target).st_mode):
             raise OSError(20, os.strerror(20), f"/{top}")
-        syscall("move_mount", fd, b"\0", target, b"\0", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+        trees.attach(top, target)
         os.close(target)
-        os.close(fd)
-        if pages != os.sysconf("SC_PHYS_PAGES"):
-            _more_files(root, part[0])
-    rest = (
-        [entry for entry in mounts if _top(entry["destination"]) not in ready],
-        [path for path in masked if _top(path) not in ready],
-        [path for path in fixed if _top(path) not in ready],
-    )
+        if trees.pages != os.sysconf("SC_PHYS_PAGES"):
+            _more_files(root, trees.parts[top][0])
     _fill(root, rest, sealed, devices="dev" not in ready)
     os.close(root)
     old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -128,34 +118,76 @@ def build(spec: dict[str, Any]) -> Trees:
         spec: as most containers have it; of what is missing nothing is made.
 
     Raises:
-        OSError: something cannot be mounted. Nothing is left of it then.
+        OSError: something cannot be mounted.
     """
-    linux = spec.get("linux") or {}
-    wanted = parts(spec.get("mounts") or (), linux.get("maskedPaths") or (), linux.get("readonlyPaths") or ())
-    trees: Trees = {}
+    trees = Trees(_wishes(spec.get("mounts") or [], spec.get("linux") or {}))
     home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     syscall("unshare", CLONE_NEWNS)
     try:
         mount("", "/", "", MS_REC | MS_PRIVATE)
         mount("tmpfs", STAGE, "tmpfs")
         root = os.open(STAGE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        for top, part in wanted.items():
+        for top, part in trees.parts.items():
             _fill(root, part, [], devices=top == "dev")
-            flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
-            fd = syscall("open_tree", root, top.encode() + b"\0", flags)
-            trees[top] = part, fd, os.sysconf("SC_PHYS_PAGES")
+            trees.detach(root, top)
         os.close(root)
-    except BaseException:
-        for _, fd, _ in trees.values():
-            os.close(fd)
-        raise
     finally:
         syscall("setns", home, CLONE_NEWNS)
         os.close(home)
     return trees
 
 
-def parts(mounts: Sequence[dict[str, Any]], masked: Sequence[str], fixed: Sequence[str]) -> dict[str, Part]:
+class Trees:
+    """What was made ahead.
+
+    Arguments:
+        whole: mounts, masked and read-only paths of a container as most are.
+    """
+
+    def __init__(self, whole: Part) -> None:
+        self.parts = parts(*whole)
+        self.pages = os.sysconf("SC_PHYS_PAGES")
+        self._whole = whole
+        self._complete = all(
+            sum(len(part[kind]) for part in self.parts.values()) == len(whole[kind])
+            for kind in range(3)
+        )
+        self._fds: dict[str, int] = {}
+
+    def detach(self, root: int, top: str) -> None:
+        """Take a copy of what is mounted there, which is in no mount namespace. Raises OSError."""
+        flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
+        self._fds[top] = syscall("open_tree", root, top.encode() + b"\0", flags)
+
+    def attach(self, top: str, target: int) -> None:
+        """Mount it on a directory; once. Raises OSError."""
+        fd = self._fds.pop(top)
+        syscall("move_mount", fd, b"\0", target, b"\0", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+        os.close(fd)
+
+    def choose(self, wanted: Part) -> tuple[list[str], Part]:
+        """Which of these a container can have, and what is left to be mounted."""
+        known = len(self._whole[0])
+        more = wanted[0][known:]
+        if (
+            self._complete and (wanted[0][:known], *wanted[1:]) == self._whole
+            and not any(_top(entry["destination"]) for entry in more)
+        ):  # fmt: skip
+            return list(self.parts), (more, [], [])
+        found = parts(*wanted)
+        ready = [top for top, part in self.parts.items() if found.get(top) == part]
+        return ready, (
+            [entry for entry in wanted[0] if _top(entry["destination"]) not in ready],
+            [path for path in wanted[1] if _top(path) not in ready],
+            [path for path in wanted[2] if _top(path) not in ready],
+        )
+
+
+def _wishes(mounts: list[dict[str, Any]], linux: dict[str, Any]) -> Part:
+    return mounts, linux.get("maskedPaths") or [], linux.get("readonlyPaths") or []
+
+
+def parts(mounts: list[dict[str, Any]], masked: list[str], fixed: list[str]) -> dict[str, Part]:
     """What a specification wants below each of :data:`TOPS`, as far as that can be made ahead: the directory itself is
     mounted on, nothing there comes from elsewhere, and it is mounted before anything at other places, which may lead
     there by a link.

@@ -37,7 +37,8 @@ NEEDED = frozenset(
 """What the process itself asks for once the filter is in force, before it becomes the container's program."""
 EPERM = 1
 MAX_FILTER = 4096 * 8
-CTL_NNP = 3
+CTL_NNP, CTL_OPTIMIZE = 3, 8
+BINARY_TREE = 2
 _KEYS = frozenset(("defaultAction", "defaultErrnoRet", "architectures", "syscalls"))
 
 PROG_LOAD, PROG_ATTACH, PROG_DETACH = 5, 8, 9
@@ -136,6 +137,7 @@ def _compile(profile: dict[str, Any]) -> bytes:
         raise Unfit("the library makes no filter")
     try:
         _check(of(_Function, "attr_set")(context, CTL_NNP, _Unsigned(0)))
+        _check(of(_Function, "attr_set")(context, CTL_OPTIMIZE, _Unsigned(BINARY_TREE)))
         for name in profile.get("architectures") or ():
             token = of(_UnsignedFunction, "arch_resolve_name")(name.removeprefix("SCMP_ARCH_").lower().encode())
             if not token:

@@ -138,6 +138,30 @@ def test_what_can_be_mounted_ahead(mounts: list[dict[str, Any]], expected: set[s
         assert made["sys"] == ([SYS], ["/sys/firmware"], [])
 
 
+WISHES = ([PROC, DEV, PTS, SYS], ["/proc/keys", "/sys/firmware"], ["/proc/sys"])
+HOSTS, DATA = entry("/etc/hosts", "bind"), entry("/data")
+
+
+@pytest.mark.parametrize(
+    "wanted, ready, rest",
+    [
+        (WISHES, ["proc", "dev", "sys"], ([], [], [])),
+        (([*WISHES[0], HOSTS], *WISHES[1:]), ["proc", "dev", "sys"], ([HOSTS], [], [])),
+        (([*WISHES[0], entry("/dev/x", "bind")], *WISHES[1:]), ["proc", "sys"],
+         ([DEV, PTS, entry("/dev/x", "bind")], [], [])),
+        (([*WISHES[0][:3], DATA, SYS], *WISHES[1:]), ["proc", "dev"], ([DATA, SYS], ["/sys/firmware"], [])),
+        ((WISHES[0], ["/sys/firmware"], WISHES[2]), ["dev", "sys"], ([PROC], [], ["/proc/sys"])),
+        ((WISHES[0], [*WISHES[1], "/etc/shadow"], ["/proc/sys", "/usr"]), ["proc", "dev", "sys"],
+         ([], ["/etc/shadow"], ["/usr"])),
+        (([PROC, entry("/dev", options=["ro"]), PTS, SYS], *WISHES[1:]), ["proc", "sys"],
+         ([entry("/dev", options=["ro"]), PTS], [], [])),
+        (([], [], []), [], ([], [], [])),
+    ],
+)  # fmt: skip
+def test_what_a_container_takes_of_it(wanted: Any, ready: list[str], rest: Any) -> None:
+    assert blank_mounts.Trees(WISHES).choose(wanted) == (ready, rest)
+
+
 def test_what_most_containers_have_is_all_mounted_ahead() -> None:
     spec = usual()
     linux = spec["linux"]
