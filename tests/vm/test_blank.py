@@ -142,6 +142,10 @@ def mounts(spec: dict[str, Any]) -> None:
         {"destination": "/data", "type": "bind", "source": source, "options": ["rbind", "ro", "nosuid"]},
         {"destination": "/srv/deep/place", "type": "bind", "source": source, "options": ["bind", "rprivate", "noexec"]},
         {"destination": "/etc/one", "type": "bind", "source": f"{source}/file", "options": ["bind", "slave", "rw"]},
+        {"destination": "/srv/a", "type": "bind", "source": source,
+         "options": ["rbind", "rslave", "nodev", "noatime", "nodiratime"]},
+        {"destination": "/srv/b", "type": "bind", "source": source, "options": ["bind", "strictatime", "nosuid"]},
+        {"destination": "/srv/c", "type": "bind", "source": source, "options": ["bind", "relatime", "ro", "nodev"]},
         {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["noexec", "size=1m", "mode=700"]},
     ]
     spec["linux"]["maskedPaths"] = ["/proc/kcore", "/sys/firmware", "/etc/group", "/not/there"]

@@ -65,6 +65,10 @@ def become(channel: _socket.socket, likely: dict[str, Any]) -> NoReturn:
     """
     try:
         prctl(PR_SET_DUMPABLE, 0)
+        for number in _signal.valid_signals():
+            if number not in (_signal.SIGKILL, _signal.SIGSTOP):
+                _signal.signal(number, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         trees = _ahead(likely)
         channel.send(READY)
         order, fds = receive(channel)
@@ -190,10 +194,6 @@ def _prepare(
     _credentials(process.get("capabilities"), uid, gid, user.get("additionalGids") or [])
     if later:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-    for number in _signal.valid_signals():
-        if number not in (_signal.SIGKILL, _signal.SIGSTOP):
-            _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     return path, process["args"], environment, code
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 
 from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, open_in_root, syscall, unmount
 
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
     """Mounts, masked and read-only paths."""
 
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC = 1, 32, 4096, 16384
+MS_NOATIME, MS_NODIRATIME, MS_RELATIME, MS_STRICTATIME = 1 << 10, 1 << 11, 1 << 21, 1 << 24
 MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 20, 1 << 17
 PROPAGATION = MS_PRIVATE | MS_SLAVE | MS_SHARED | MS_UNBINDABLE
 OPTIONS = {
     "ro": (MS_RDONLY, False), "rw": (MS_RDONLY, True), "nosuid": (MS_NOSUID, False), "suid": (MS_NOSUID, True),
     "nodev": (MS_NODEV, False), "dev": (MS_NODEV, True), "noexec": (MS_NOEXEC, False), "exec": (MS_NOEXEC, True),
-    "sync": (16, False), "async": (16, True), "dirsync": (128, False), "noatime": (1024, False), "atime": (1024, True),
-    "nodiratime": (2048, False), "diratime": (2048, True), "relatime": (1 << 21, False), "norelatime": (1 << 21, True),
-    "strictatime": (1 << 24, False), "nostrictatime": (1 << 24, True), "bind": (MS_BIND, False),
+    "sync": (16, False), "async": (16, True), "dirsync": (128, False), "noatime": (MS_NOATIME, False),
+    "atime": (MS_NOATIME, True), "nodiratime": (MS_NODIRATIME, False), "diratime": (MS_NODIRATIME, True),
+    "relatime": (MS_RELATIME, False), "norelatime": (MS_RELATIME, True), "strictatime": (MS_STRICTATIME, False),
+    "nostrictatime": (MS_STRICTATIME, True), "bind": (MS_BIND, False),
     "rbind": (MS_BIND | MS_REC, False), "private": (MS_PRIVATE, False), "rprivate": (MS_PRIVATE | MS_REC, False),
     "slave": (MS_SLAVE, False), "rslave": (MS_SLAVE | MS_REC, False), "shared": (MS_SHARED, False),
     "rshared": (MS_SHARED | MS_REC, False), "unbindable": (MS_UNBINDABLE, False),
@@ -46,8 +49,12 @@ LINKS = (
 )  # fmt: skip
 """In /dev (runtime specification, config-linux.md, "Default Devices")."""
 CLONE_NEWNS = 0x20000
-OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE = 1, 0x80000, 0x8000
+AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, 0x80000
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME, MOUNT_ATTR__ATIME, MOUNT_ATTR_NODIRATIME = 0x10, 0x20, 0x70, 0x80
+_SAME = MS_NOSUID | MS_NODEV | MS_NOEXEC
+"""Flags of mount(2) that are the same numbers as attributes; so is MS_RDONLY."""
 TOPS = ("proc", "dev", "sys")
 """Directories of the root whose trees can be made ahead."""
 STAGE = "/run"
@@ -156,13 +163,12 @@ class Trees:
 
     def detach(self, root: int, top: str) -> None:
         """Take a copy of what is mounted there, which is in no mount namespace. Raises OSError."""
-        flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
-        self._fds[top] = syscall("open_tree", root, top.encode() + b"\0", flags)
+        self._fds[top] = open_tree(root, top, True)
 
     def attach(self, top: str, target: int) -> None:
         """Mount it on a directory; once. Raises OSError."""
         fd = self._fds.pop(top)
-        syscall("move_mount", fd, b"\0", target, b"\0", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+        move_mount(fd, target)
         os.close(fd)
 
     def choose(self, wanted: Part) -> tuple[list[str], Part]:
@@ -296,31 +302,97 @@ def _make(root: int, path: str, directory: bool) -> int:
 def _mount(root: int, entry: dict[str, Any], sealed: list[tuple[int, int]]) -> None:
     flags, data = options(entry.get("options") or [])
     kind, source = entry.get("type") or "", entry.get("source") or ""
-    if kind == "bind":
-        flags |= MS_BIND
-    bind = bool(flags & MS_BIND)
-    directory = not bind or stat.S_ISDIR(os.stat(source).st_mode)
-    fd = _make(root, entry["destination"], directory)
+    if kind == "bind" or flags & MS_BIND:
+        _bind(root, source, entry["destination"], flags | MS_BIND, sealed)
+        return
+    fd = _make(root, entry["destination"], True)
     if kind in ("proc", "sysfs") and not stat.S_ISDIR(os.fstat(fd).st_mode):
         raise OSError(20, os.strerror(20), entry["destination"])
-    plain = flags & ~(PROPAGATION | MS_RDONLY) & (~0 if bind else ~MS_REC)
+    plain = flags & ~(PROPAGATION | MS_RDONLY | MS_REC)
     target = f"/proc/self/fd/{fd}"
-    if bind:
-        mount(source, target, "", (MS_BIND | plain & MS_REC))
-    else:
-        kind = "cgroup2" if kind == "cgroup" else kind
-        mount(kind if kind == "cgroup2" else source or kind, target, kind, plain, data)
+    kind = "cgroup2" if kind == "cgroup" else kind
+    mount(kind if kind == "cgroup2" else source or kind, target, kind, plain, data)
     os.close(fd)
     fd = open_in_root(root, entry["destination"], os.O_PATH)
-    target = f"/proc/self/fd/{fd}"
     if flags & PROPAGATION:
-        mount("", target, "", flags & (PROPAGATION | MS_REC))
+        mount("", f"/proc/self/fd/{fd}", "", flags & (PROPAGATION | MS_REC))
     if flags & MS_RDONLY:
-        sealed.append((fd, plain & ~(MS_BIND | MS_REC) | MS_RDONLY))
-        return
-    if bind:
-        mount("", target, "", MS_REMOUNT | MS_BIND | plain & ~MS_REC)
-    os.close(fd)
+        sealed.append((fd, plain | MS_RDONLY))
+    else:
+        os.close(fd)
+
+
+def _bind(root: int, source: str, destination: str, flags: int, sealed: list[tuple[int, int]]) -> None:
+    """Show a file or directory at another place too.
+
+    By a copy of its mount that gets what is asked for before it is at its place: a path through ``/proc/self/fd`` is
+    the dearest part of a mount.
+    """
+    plain = flags & ~(PROPAGATION | MS_RDONLY | MS_REC | MS_BIND)
+    try:
+        fd = open_tree(AT_FDCWD, source, bool(flags & MS_REC))
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), source) from None
+    target = _make(root, destination, stat.S_ISDIR(os.fstat(fd).st_mode))
+    try:
+        if flags & PROPAGATION:
+            set_attributes(fd, propagation=flags & PROPAGATION, below=bool(flags & MS_REC))
+        if not flags & MS_RDONLY:
+            wanted, gone = _attributes(plain)
+            set_attributes(fd, wanted=wanted, gone=gone)
+        move_mount(fd, target)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), destination) from None
+    os.close(target)
+    if flags & MS_RDONLY:
+        sealed.append((fd, plain | MS_RDONLY))
+    else:
+        os.close(fd)
+
+
+def _attributes(flags: int) -> tuple[int, int]:
+    """What mount_setattr(2) is to set and to take away for a mount to have these flags of mount(2) as by a remount."""
+    wanted = flags & _SAME
+    gone = (_SAME | MS_RDONLY) & ~wanted
+    if flags & (MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME):  # else it stays as it is
+        gone |= MOUNT_ATTR__ATIME | MOUNT_ATTR_NODIRATIME
+        wanted |= MOUNT_ATTR_NOATIME if flags & MS_NOATIME else MOUNT_ATTR_STRICTATIME if flags & MS_STRICTATIME else 0
+        wanted |= MOUNT_ATTR_NODIRATIME if flags & MS_NODIRATIME else 0
+    return wanted, gone
+
+
+def open_tree(directory: int, path: str, below: bool) -> int:
+    """A copy of a mount that is in no mount namespace (open_tree(2)).
+
+    Arguments:
+        below: with all that is mounted below it.
+
+    Raises:
+        OSError: it was refused.
+    """
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if below else 0)
+    return syscall("open_tree", directory, path.encode() + b"\0", flags)
+
+
+def move_mount(fd: int, target: int) -> None:
+    """Mount such a copy on what a descriptor is of (move_mount(2)). Raises OSError."""
+    syscall("move_mount", fd, b"\0", target, b"\0", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def set_attributes(fd: int, *, wanted: int = 0, gone: int = 0, propagation: int = 0, below: bool = False) -> None:
+    """Change what a mount allows (mount_setattr(2)).
+
+    Arguments:
+        wanted, gone: attributes that are set, and taken away before.
+        propagation: one of the four flags of mount(2), or 0: it stays as it is.
+        below: with all that is mounted below it.
+
+    Raises:
+        OSError: it was refused.
+    """
+    how = struct.pack("=QQQQ", wanted, gone, propagation, 0)  # struct mount_attr
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if below else 0)
+    syscall("mount_setattr", fd, b"\0", flags, how, len(how))
 
 
 def _devices(root: int) -> None:

@@ -27,13 +27,16 @@ SYSCALLS = {
     "x86_64": {
         "init_module": 175, "ioprio_set": 251, "bpf": 321, "capset": 126, "pivot_root": 155, "keyctl": 250,
         "unshare": 272, "seccomp": 317, "setns": 308, "open_tree": 428, "move_mount": 429,
+        "mount_setattr": 442,
     },
     "aarch64": {
         "init_module": 105, "ioprio_set": 30, "bpf": 280, "capset": 91, "pivot_root": 41, "keyctl": 219, "unshare": 97,
         "seccomp": 277, "setns": 268, "open_tree": 428, "move_mount": 429,
+        "mount_setattr": 442,
     },
 }  # fmt: skip
 """Numbers of system calls that the C library has no function for, by architecture."""
+_NUMBERS = SYSCALLS.get(os.uname().machine, {})
 ADDR_NO_RANDOMIZE = 0x0040000
 MAX_LINE = 1000
 MAX_ID = 128
@@ -127,7 +130,7 @@ def syscall(name: str, *arguments: int | bytes) -> int:
     Raises:
         OSError: it was refused, or the number is not known on this architecture.
     """
-    number = SYSCALLS.get(os.uname().machine, {}).get(name)
+    number = _NUMBERS.get(name)
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), name)
     words = [word if isinstance(word, bytes) else _Long(word) for word in arguments]
