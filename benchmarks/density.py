@@ -163,6 +163,14 @@ def table(points: Sequence[Point], merged: Point | None, memory: str, seconds: f
     for name, point in rows:
         each = (point.available / point.count, point.total / point.count, point.cgroup / point.count)
         lines.append(f"| {name} | {each[0]:.1f} | {each[1]:.1f} | {each[2]:.1f} |")
+    if len(points) > 2:  # the first one brings what is there once
+        few = points[1]
+        more = [
+            (much - little) / (last.count - few.count)
+            for much, little in ((last.available, few.available), (last.total, few.total), (last.cgroup, few.cgroup))
+        ]
+        title = f"*one more, from {few.count} to {last.count}*"
+        lines.append(f"| {title} | {more[0]:.1f} | {more[1]:.1f} | {more[2]:.1f} |")
     lines += ["", f"PSS of each of {last.count} by process, MiB:", "", "| process | PSS |" + " merged |" * bool(merged)]
     lines.append("|---|---|" + "---|" * bool(merged))
     for name in sorted(last.pss, key=lambda key: -last.pss[key]):
