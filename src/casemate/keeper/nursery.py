@@ -325,8 +325,10 @@ def _warm(program: str) -> None:
     from casemate import config
     from casemate.errors import CasemateError
     from casemate.host import syscalls
+    from casemate.vm.template import store
 
     syscalls.prepare()
+    store.blank_spec()
     with contextlib.suppress(CasemateError):
         config.load()  # each keeper reads it again; what that needs is there then
 

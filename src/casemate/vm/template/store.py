@@ -46,6 +46,7 @@ machine has for itself what is written to there."""
 BLANK = ("oci/spec.py", "oci/seccomp.py")
 """What :func:`blank_spec` depends on."""
 _ASK = "make another: casemate template create"
+_blank: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,15 @@ def key(config: Config, bundle: GuestBundle, kind: Class) -> str:
 
 
 def blank_spec() -> dict[str, Any]:
-    """A container as most are, whose first process the guest has ready before it is saved."""
-    from casemate.config import machine
-    from casemate.oci import imageconfig, spec
+    """A container as most are, whose first process the guest has ready before it is saved. It is the same each time,
+    and not to be changed: a keeper has it from where it was forked."""
+    global _blank
+    if _blank is None:
+        from casemate.config import machine
+        from casemate.oci import imageconfig, spec
 
-    return spec.build(imageconfig.ImageConfig(), spec.Wishes(command=("/",), hostname="casemate"), machine())
+        _blank = spec.build(imageconfig.ImageConfig(), spec.Wishes(command=("/",), hostname="casemate"), machine())
+    return _blank
 
 
 def _source(name: str) -> str:
