@@ -92,12 +92,14 @@ def test_its_network_is_there_or_is_not(one: Lab) -> None:
     command = ("httpd", "-f", "-p", "80", "-h", "/etc")
     with detached(one.cm, "served", "-p", "127.0.0.1::80", command=command):
         port = int(one.cm.inspect("served")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"])
-        for _ in range(50):  # until the server listens
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:  # until the server listens
             with contextlib.suppress(OSError, http.client.HTTPException):
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
                 connection.request("GET", "/hostname")
                 assert connection.getresponse().read().decode().strip() == one.cm.inspect("served")["Id"][:12]
                 break
+            time.sleep(0.05)  # of that nobody outside is told
         else:
             raise AssertionError("nobody listens")
 
