@@ -24,7 +24,7 @@ from casemate.errors import CasemateError, HypervisorError, UsageError
 from casemate.host import uids
 from casemate.host.cgroups import Cgroup
 from casemate.sandbox import Disk, Interface, Nic, ProcessExit, ProcessStreams
-from casemate.vm import files
+from casemate.vm import files, looked
 from casemate.vm.devices import close_devices
 from casemate.vm.hypervisor import base
 from casemate.vm.machine import Machine
@@ -114,21 +114,24 @@ class VmPod(AskingPod):
         machine = self._machine
         self._hostname = hostname
         late: list[base.Device] = []
-        devices: list[base.Device] = []
         try:
             late = self._devices(nics, disks)
             machine.prepare()
             machine.step("files")
             trees.make(self._run_path)
-            devices.append(machine.serve_files(files.TAG, self._run_path / share.SHARE, files.ROOT_KEEP))
-            devices.append(machine.serve_files(files.VOLUMES_TAG, self._run_path / share.VOLUMES, 0))
+            coming = machine.serve_later(
+                [
+                    (files.TAG, self._run_path / share.SHARE, files.ROOT_KEEP),
+                    (files.VOLUMES_TAG, self._run_path / share.VOLUMES, 0),
+                ]
+            )
             machine.step("turn")
             machine.take_turn()
             machine.step("machine")
         except BaseException:
-            close_devices([*devices, *late])
+            close_devices(late)
             raise
-        machine.boot(netns, devices, slots=SLOTS, slotted=late)
+        machine.boot(netns, (), slots=SLOTS, slotted=late, coming=coming)
 
     def _devices(self, nics: Sequence[Nic], disks: Sequence[Disk]) -> list[base.Device]:
         """The devices that are there from the start; on failure all of their descriptors are closed."""
@@ -163,25 +166,37 @@ class VmPod(AskingPod):
         kept: Sequence[str] = (),
     ) -> ProcessStreams:
         """Make a container. See :class:`casemate.sandbox.PodSandbox`."""
-        request = {"id": id, "spec": spec, "user": "", "files": files, "memory": None, "sandbox": None}
+        request: dict[str, Any] = {
+            "id": id, "spec": self._machine.shortened(spec), "user": "", "looked": self._look(id, spec), "files": files,
+            "memory": None, "sandbox": None,
+        }  # fmt: skip
         with self._setting_up:  # those that come together with the first must not be made in a guest without a name
             first = not self._set_up
             if first:
                 request["sandbox"] = self._setup()
+                request["info"] = not self._machine.known
                 streams = self._take(id, request, stdin, size, kept)
                 self._set_up = True
         if not first:
             return self._take(id, request, stdin, size, kept)
-        self._machine.learn()
         return streams
+
+    def _look(self, id: str, spec: dict[str, Any]) -> dict[str, str]:
+        """What the guest need not look up itself, nothing where there is no command."""
+        if not (spec.get("process") or {}).get("args"):
+            return {}
+        return looked.look(self._run_path / share.SHARE / id, spec)
 
     def _take(
         self, id: str, request: dict[str, Any], stdin: bool, size: tuple[int, int] | None, kept: Sequence[str]
     ) -> ProcessStreams:
+        told: dict[str, Any] = {}
         try:
-            return self._create(id, request, stdin, size, kept)
+            streams = self._create(id, request, stdin, size, kept, told)
         finally:
             self._machine.end_turn()
+        self._machine.believe(told.get("guest"))
+        return streams
 
     def _setup(self) -> dict[str, Any]:
         """What makes the guest this sandbox's; it comes with the first container, because each request costs time."""

@@ -87,17 +87,19 @@ class AskingPod(PodSandbox):
             self._calls.call("sandbox.refresh", {}, REFRESH_SECONDS)
 
     def _create(
-        self, id: str, request: dict[str, Any], stdin: bool, size: tuple[int, int] | None, kept: Sequence[str]
-    ) -> ProcessStreams:
-        """Ask for a container."""
+        self, id: str, request: dict[str, Any], stdin: bool, size: tuple[int, int] | None, kept: Sequence[str],
+        told: dict[str, Any] | None = None,
+    ) -> ProcessStreams:  # fmt: skip
+        """Ask for a container; ``told`` gets the answer."""
         process = request["spec"].get("process")
         terminal = bool(process.get("terminal")) if isinstance(process, dict) else False
         with self._lock:
             self._containers.add(id)
         try:
             return self._calls.begin(
-                (id, None), "container.create", request, terminal=terminal, stdin=stdin, size=size, kept=kept
-            )
+                (id, None), "container.create", request, terminal=terminal, stdin=stdin, size=size, kept=kept,
+                told=told,
+            )  # fmt: skip
         except BaseException:
             with self._lock:
                 self._containers.discard(id)

@@ -61,6 +61,29 @@ def test_the_first_container_comes_with_what_makes_the_guest_this_sandboxs(scene
     os.close(other)
 
 
+def test_the_guest_is_told_what_it_would_look_up(scene: PodScene) -> None:
+    """And asked what it is with the first container only; its answer is believed as far as it goes."""
+    scene.boot()
+    root = scene.run_path / "share" / "a"
+    (root / "bin").mkdir(parents=True)
+    (root / "etc").mkdir()
+    (root / "etc/passwd").write_text("me:x:7:7::/home/me:/bin/sh\n")
+    (root / "bin/sh").write_text("#!\n")  # the kernel executes it, whatever comes of that
+    (root / "bin/sh").chmod(0o755)
+    scene.guest.answer = lambda method, params: {"pid": 1, "guest": {"kernel": "6.1.0", "mem_total": 5, "odd": "x"}}
+    process = {"args": ["sh"], "env": ["PATH=/usr/bin:/bin"], "cwd": "/"}
+    scene.pod.create("a", {"process": process}, [], False, None)
+    params = scene.request("container.create")
+    assert params["looked"] == {"passwd": "me:x:7:7::/home/me:/bin/sh\n", "group": "", "place": "/bin/sh"}
+    assert params["info"] is True
+    facts = scene.pod.info()
+    assert facts["kernel"] == "6.1.0" and "odd" not in facts
+    scene.pod.create("b", {}, [], False, None)
+    params = scene.request("container.create")
+    assert params["looked"] == {} and "info" not in params
+    assert scene.guest.requests.empty(), "nothing else was asked"
+
+
 def test_a_terminal_has_one_stream_of_output_and_a_size(scene: PodScene) -> None:
     scene.boot()
     streams = scene.pod.create("a", {"process": {"terminal": True}}, [], False, (24, 80))
