@@ -16,6 +16,7 @@ import _socket
 import gc
 import os
 import select
+import struct
 from time import monotonic
 
 from casemate.agent import blank_init, filters, system
@@ -39,6 +40,9 @@ PATIENCE = 120.0
 """Seconds that it may take to become a container, far above what it needs."""
 LEAST = 16 << 20
 """Bytes of memory that a container has to have: until it is the program the process is a copy of the agent."""
+MAX_USUAL = 16
+"""Kinds of containers for which something is mounted ahead."""
+MAX_HELD = 3 * (MAX_USUAL + 1)
 END_PATIENCE = 10.0
 """Seconds that the ends of a container's processes may take."""
 
@@ -69,11 +73,12 @@ class Blank:
         cgroup: it is in that.
         rules: on devices, that are in force for that group, and ``guard``: the program of these.
         profile: a profile of system calls whose filter is ready, and ``code``: that filter; None for none.
+        held: descriptors that are held as long as there is the container.
     """
 
     def __init__(
         self, pid: int, channel: _socket.socket, cgroup: Cgroup, rules: list[dict[str, Any]], guard: int,
-        profile: dict[str, Any] | None, code: bytes | None,
+        profile: dict[str, Any] | None, code: bytes | None, held: list[int],
     ) -> None:  # fmt: skip
         self.pid = pid
         self.cgroup = cgroup
@@ -82,6 +87,7 @@ class Blank:
         self._guard = guard
         self._profile = profile
         self._code = code
+        self._held = held
         self._used: bytes | None = None
         self._known = False
         self._lock = threads.Lock()
@@ -244,8 +250,9 @@ class Blank:
         self._channel.close()
         with self._lock:
             guard, self._guard = self._guard, -1
-        if guard >= 0:
-            os.close(guard)
+            held, self._held = self._held, []
+        for fd in (*held, *([guard] if guard >= 0 else [])):
+            os.close(fd)
         try:
             self.cgroup.kill()
         except FileNotFoundError:
@@ -363,13 +370,14 @@ _profile: dict[str, Any] | None = None
 _lock = threads.Lock()
 
 
-def make(reaper: Reaper, root: str, spec: dict[str, Any]) -> None:
+def make(reaper: Reaper, root: str, spec: dict[str, Any], usual: list[dict[str, Any]]) -> None:
     """Make the blank, where there is none.
 
     Arguments:
         reaper: waits for it.
         root: of the control groups.
         spec: a specification as most containers have it: what it asks for is made ready.
+        usual: ``mounts`` and ``linux`` of others that many have, for what can be mounted ahead.
 
     Raises:
         OSError: the kernel refused something. RequestFailed: it did not come.
@@ -395,32 +403,38 @@ def make(reaper: Reaper, root: str, spec: dict[str, Any]) -> None:
     with reaper:
         maker = os.fork()
         if maker == 0:
-            _leave(cgroup, theirs, spec)
+            _leave(cgroup, theirs, [spec, *usual])
         theirs.close()
-        pid = _number(ours)
-        blank = Blank(pid, ours, cgroup, rules, guard, profile, code)
+        pid, held = _number(ours)
+        blank = Blank(pid, ours, cgroup, rules, guard, profile, code, held)
         reaper.watch(pid, blank.ended)
     with _lock:
         _waiting.append(blank)
 
 
-def _number(channel: _socket.socket) -> int:
-    """The process's number in the guest, from the one that has made it, when it has said that it is ready itself."""
+def _number(channel: _socket.socket) -> tuple[int, list[int]]:
+    """The process's number in the guest, from the one that has made it, and what it holds itself, when it is ready."""
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
     said = b""
+    held: list[int] = []
     while READY not in said or said == READY:
-        part = channel.recv(64) if poller.poll(PATIENCE * 1000) else b""
+        if not poller.poll(PATIENCE * 1000):
+            break
+        part, ancillary, _, _ = channel.recvmsg(64, _socket.CMSG_SPACE(4 * MAX_HELD), blank_init.MSG_CMSG_CLOEXEC)
+        for level, kind, data in ancillary:
+            if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+                held += struct.unpack(f"={len(data) // 4}i", data[: len(data) // 4 * 4])
         if not part:
             break
         said += part
     number = said.replace(READY, b"")
     if READY not in said or not number.isdigit():
         raise RequestFailed("failed", f"the blank was not made: {number.decode('utf-8', 'replace') or 'no word of it'}")
-    return int(number)
+    return int(number), held
 
 
-def _leave(cgroup: Cgroup, channel: _socket.socket, spec: dict[str, Any]) -> None:
+def _leave(cgroup: Cgroup, channel: _socket.socket, usual: list[dict[str, Any]]) -> None:
     """In the copy of the agent: go into the namespaces, and leave a process there."""
     try:
         gc.disable()
@@ -431,7 +445,7 @@ def _leave(cgroup: Cgroup, channel: _socket.socket, spec: dict[str, Any]) -> Non
         system.syscall("unshare", CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID)
         number = os.fork()
         if number == 0:
-            blank_init.become(channel, spec)
+            blank_init.become(channel, usual)
         channel.send(str(number).encode())
         os._exit(0)
     except BaseException as error:

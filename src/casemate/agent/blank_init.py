@@ -18,7 +18,7 @@ import resource
 import stat
 import struct
 
-from casemate.agent.blank_mounts import CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC, MS_REMOUNT, build, make_root
+from casemate.agent.blank_mounts import CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC, MS_REMOUNT, build, make_root, wishes
 from casemate.agent.redirect import bytes_at
 from casemate.agent.system import log, mount, prctl, read_text, syscall, words, write_text
 
@@ -56,12 +56,12 @@ SPEC, LINUX = ("process", "root", "hostname", "mounts"), ("maskedPaths", "readon
 """What is used here of a specification, and of its part for Linux."""
 
 
-def become(channel: _socket.socket, likely: dict[str, Any]) -> NoReturn:
+def become(channel: _socket.socket, usual: list[dict[str, Any]]) -> NoReturn:
     """Wait for the order, and carry it out; there is no way back.
 
     Arguments:
         channel: to the agent, from which comes one message, and when the container is created only, :data:`GO`.
-        likely: a specification as most containers have it: what can be mounted ahead, is.
+        usual: specifications as most containers have them, or parts of such: what can be mounted ahead, is.
     """
     try:
         prctl(PR_SET_DUMPABLE, 0)
@@ -69,8 +69,10 @@ def become(channel: _socket.socket, likely: dict[str, Any]) -> NoReturn:
             if number not in (_signal.SIGKILL, _signal.SIGSTOP):
                 _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-        trees = _ahead(likely)
-        channel.send(READY)
+        trees = _ahead(usual)
+        # The agent holds them, too: those that are of no use would else be taken apart when the program begins.
+        fds = [] if trees is None else trees.fds()
+        channel.sendmsg([READY], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))])
         order, fds = receive(channel)
         try:
             path, command, environment, late = _prepare(order, fds, channel, trees)
@@ -94,9 +96,9 @@ def become(channel: _socket.socket, likely: dict[str, Any]) -> NoReturn:
         os._exit(1)
 
 
-def _ahead(likely: dict[str, Any]) -> Trees | None:
+def _ahead(usual: list[dict[str, Any]]) -> Trees | None:
     try:
-        return build(likely)
+        return build([wishes(spec.get("mounts") or [], spec.get("linux") or {}) for spec in usual])
     except OSError as error:
         log(f"nothing is mounted ahead: {error.filename}: {error.strerror}")
         return None

@@ -16,10 +16,11 @@ import os
 import stat
 import struct
 
-from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, open_in_root, syscall, unmount
+from casemate.agent.system import MS_NODEV, MS_NOEXEC, MS_NOSUID, log, mount, open_in_root, syscall, unmount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     Part = tuple[list[dict[str, Any]], list[str], list[str]]
@@ -82,7 +83,7 @@ def make_root(spec: dict[str, Any], linux: dict[str, Any], path: str, trees: Tre
     Arguments:
         spec, linux: the specification, and its part for Linux.
         path: of the root file system.
-        trees: what :func:`build` has made, if it has.
+        trees: what was made ahead, if it was.
 
     Raises:
         OSError: something cannot be mounted; ``filename`` is the path, where it is known.
@@ -93,17 +94,18 @@ def make_root(spec: dict[str, Any], linux: dict[str, Any], path: str, trees: Tre
     if spec["root"].get("readonly") is True:
         sealed.append((os.open(path, os.O_PATH | os.O_CLOEXEC), MS_RDONLY))
     root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    wanted = _wishes(spec["mounts"], linux)
-    ready, rest = trees.choose(wanted) if trees is not None else ([], wanted)
-    for top in ready:
+    wanted = wishes(spec["mounts"], linux)
+    ready, rest = ({}, wanted) if trees is None else trees.choose(wanted)
+    for top, number in ready.items():
         assert trees is not None  # it has chosen
         target = _make(root, top, True)
         if not stat.S_ISDIR(os.fstat(target).st_mode):
             raise OSError(20, os.strerror(20), f"/{top}")
-        trees.attach(top, target)
+        part, fd = trees.made[top][number]
+        move_mount(fd, target)
         os.close(target)
         if trees.pages != os.sysconf("SC_PHYS_PAGES"):
-            _more_files(root, trees.parts[top][0])
+            _more_files(root, part[0])
     _fill(root, rest, sealed, devices="dev" not in ready)
     os.close(root)
     old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -118,70 +120,89 @@ def make_root(spec: dict[str, Any], linux: dict[str, Any], path: str, trees: Tre
     mount("", "/", "", MS_REC | MS_PRIVATE)
 
 
-def build(spec: dict[str, Any]) -> Trees:
-    """Make the trees of a specification ahead, of no mount namespace.
+def build(usual: list[Part]) -> Trees:
+    """Mount ahead what containers want, as far as it can be.
 
     Arguments:
-        spec: as most containers have it; of what is missing nothing is made.
+        usual: mounts, masked and read-only paths of containers as most are.
 
     Raises:
-        OSError: something cannot be mounted.
+        OSError: there is no place to do it.
     """
-    trees = Trees(_wishes(spec.get("mounts") or [], spec.get("linux") or {}))
+    trees = Trees(os.sysconf("SC_PHYS_PAGES"))
     home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     syscall("unshare", CLONE_NEWNS)
     try:
         mount("", "/", "", MS_REC | MS_PRIVATE)
-        mount("tmpfs", STAGE, "tmpfs")
-        root = os.open(STAGE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        for top, part in trees.parts.items():
-            _fill(root, part, [], devices=top == "dev")
-            trees.detach(root, top)
-        os.close(root)
+        for whole in usual:
+            mount("tmpfs", STAGE, "tmpfs")  # over the one before, if there was one
+            root = os.open(STAGE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                trees.add(whole, lambda top, part, root=root: _make_tree(root, top, part))  # type: ignore[misc]
+            except OSError as error:
+                log(f"not mounted ahead: {error.filename}: {error.strerror}")
+            os.close(root)
     finally:
         syscall("setns", home, CLONE_NEWNS)
         os.close(home)
     return trees
 
 
+def _make_tree(root: int, top: str, part: Part) -> int:
+    _fill(root, part, [], devices=top == "dev")
+    return open_tree(root, top, True)
+
+
 class Trees:
-    """What was made ahead.
+    """What was mounted ahead.
 
     Arguments:
-        whole: mounts, masked and read-only paths of a container as most are.
+        pages: of memory that there were.
     """
 
-    def __init__(self, whole: Part) -> None:
-        self.parts = parts(*whole)
-        self.pages = os.sysconf("SC_PHYS_PAGES")
-        self._whole = whole
-        self._complete = all(
-            sum(len(part[kind]) for part in self.parts.values()) == len(whole[kind])
-            for kind in range(3)
-        )
-        self._fds: dict[str, int] = {}
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self.made: dict[str, list[tuple[Part, int]]] = {}
+        """By each directory of what, and a descriptor."""
+        self._known: list[tuple[Part, dict[str, int]]] = []
+        """Of containers that want nothing else, the place of each directory's among those."""
 
-    def detach(self, root: int, top: str) -> None:
-        """Take a copy of what is mounted there, which is in no mount namespace. Raises OSError."""
-        self._fds[top] = open_tree(root, top, True)
+    def add(self, whole: Part, make: Callable[[str, Part], int]) -> None:
+        """Have what a container wants, too.
 
-    def attach(self, top: str, target: int) -> None:
-        """Mount it on a directory; once. Raises OSError."""
-        fd = self._fds.pop(top)
-        move_mount(fd, target)
-        os.close(fd)
+        Arguments:
+            whole: mounts, masked and read-only paths.
+            make: makes a tree that is not there yet: of a directory, of what; its descriptor.
 
-    def choose(self, wanted: Part) -> tuple[list[str], Part]:
+        Raises:
+            OSError: from ``make``.
+        """
+        places = {}
+        split = parts(*whole)
+        for top, part in split.items():
+            made = self.made.setdefault(top, [])
+            places[top] = next((number for number, (one, _) in enumerate(made) if one == part), len(made))
+            if places[top] == len(made):
+                made.append((part, make(top, part)))
+        if all(sum(len(part[kind]) for part in split.values()) == len(whole[kind]) for kind in range(3)):
+            self._known.append((whole, places))
+
+    def fds(self) -> list[int]:
+        """All descriptors."""
+        return [fd for made in self.made.values() for _, fd in made]
+
+    def choose(self, wanted: Part) -> tuple[dict[str, int], Part]:
         """Which of these a container can have, and what is left to be mounted."""
-        known = len(self._whole[0])
-        more = wanted[0][known:]
-        if (
-            self._complete and (wanted[0][:known], *wanted[1:]) == self._whole
-            and not any(_top(entry["destination"]) for entry in more)
-        ):  # fmt: skip
-            return list(self.parts), (more, [], [])
-        found = parts(*wanted)
-        ready = [top for top, part in self.parts.items() if found.get(top) == part]
+        for whole, places in self._known:  # by one look, where all of it is usual
+            count = len(whole[0])
+            more = wanted[0][count:]
+            if (wanted[0][:count], *wanted[1:]) == whole and not any(_top(entry["destination"]) for entry in more):
+                return places, (more, [], [])
+        ready = {}
+        for top, part in parts(*wanted).items():
+            for number, (one, _) in enumerate(self.made.get(top, ())):
+                if one == part:
+                    ready[top] = number
         return ready, (
             [entry for entry in wanted[0] if _top(entry["destination"]) not in ready],
             [path for path in wanted[1] if _top(path) not in ready],
@@ -189,7 +210,8 @@ class Trees:
         )
 
 
-def _wishes(mounts: list[dict[str, Any]], linux: dict[str, Any]) -> Part:
+def wishes(mounts: list[dict[str, Any]], linux: dict[str, Any]) -> Part:
+    """Mounts, masked and read-only paths of a specification."""
     return mounts, linux.get("maskedPaths") or [], linux.get("readonlyPaths") or []
 
 

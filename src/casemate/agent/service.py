@@ -10,7 +10,7 @@ from casemate.agent.cgroup import PARENT
 from casemate.agent.container import Container, Places, let_go
 from casemate.agent.process import Process, Streams
 from casemate.agent.processes import Reaper
-from casemate.agent.system import get_dict, get_id, get_int
+from casemate.agent.system import get_dict, get_id, get_int, get_list
 from casemate.protocol import threads
 from casemate.protocol.link import Link, Reply
 from casemate.protocol.wire import RequestFailed
@@ -241,7 +241,8 @@ class Service:
     def _blank(self, params: dict[str, Any]) -> dict[str, Any]:
         from casemate.agent import blank  # here, because most guests are not saved
 
-        blank.make(self._reaper, self._places.cgroups, get_dict(params, "spec"))
+        usual = get_list(params, "usual", blank.MAX_USUAL)
+        blank.make(self._reaper, self._places.cgroups, get_dict(params, "spec"), usual)
         self._places.blank, self._places.complete = blank.take, blank.complete
         return {}
 

@@ -142,24 +142,40 @@ WISHES = ([PROC, DEV, PTS, SYS], ["/proc/keys", "/sys/firmware"], ["/proc/sys"])
 HOSTS, DATA = entry("/etc/hosts", "bind"), entry("/data")
 
 
+OTHER: Any = ([entry("/proc", "proc", options=["nosuid"]), DEV, PTS, SYS], ["/proc/keys", "/sys/firmware"], [])
+
+
 @pytest.mark.parametrize(
     "wanted, ready, rest",
     [
-        (WISHES, ["proc", "dev", "sys"], ([], [], [])),
-        (([*WISHES[0], HOSTS], *WISHES[1:]), ["proc", "dev", "sys"], ([HOSTS], [], [])),
-        (([*WISHES[0], entry("/dev/x", "bind")], *WISHES[1:]), ["proc", "sys"],
+        (WISHES, {"proc": 0, "dev": 0, "sys": 0}, ([], [], [])),
+        (([*WISHES[0], HOSTS], *WISHES[1:]), {"proc": 0, "dev": 0, "sys": 0}, ([HOSTS], [], [])),
+        (OTHER, {"proc": 1, "dev": 0, "sys": 0}, ([], [], [])),
+        (([*OTHER[0], HOSTS], *OTHER[1:]), {"proc": 1, "dev": 0, "sys": 0}, ([HOSTS], [], [])),
+        (([*WISHES[0], entry("/dev/x", "bind")], *WISHES[1:]), {"proc": 0, "sys": 0},
          ([DEV, PTS, entry("/dev/x", "bind")], [], [])),
-        (([*WISHES[0][:3], DATA, SYS], *WISHES[1:]), ["proc", "dev"], ([DATA, SYS], ["/sys/firmware"], [])),
-        ((WISHES[0], ["/sys/firmware"], WISHES[2]), ["dev", "sys"], ([PROC], [], ["/proc/sys"])),
-        ((WISHES[0], [*WISHES[1], "/etc/shadow"], ["/proc/sys", "/usr"]), ["proc", "dev", "sys"],
+        (([*WISHES[0][:3], DATA, SYS], *WISHES[1:]), {"proc": 0, "dev": 0}, ([DATA, SYS], ["/sys/firmware"], [])),
+        ((WISHES[0], ["/sys/firmware"], WISHES[2]), {"dev": 0, "sys": 0}, ([PROC], [], ["/proc/sys"])),
+        ((WISHES[0], [*WISHES[1], "/etc/shadow"], ["/proc/sys", "/usr"]), {"proc": 0, "dev": 0, "sys": 0},
          ([], ["/etc/shadow"], ["/usr"])),
-        (([PROC, entry("/dev", options=["ro"]), PTS, SYS], *WISHES[1:]), ["proc", "sys"],
+        (([PROC, entry("/dev", options=["ro"]), PTS, SYS], *WISHES[1:]), {"proc": 0, "sys": 0},
          ([entry("/dev", options=["ro"]), PTS], [], [])),
-        (([], [], []), [], ([], [], [])),
+        (([], [], []), {}, ([], [], [])),
     ],
 )  # fmt: skip
-def test_what_a_container_takes_of_it(wanted: Any, ready: list[str], rest: Any) -> None:
-    assert blank_mounts.Trees(WISHES).choose(wanted) == (ready, rest)
+def test_what_a_container_takes_of_it(wanted: Any, ready: dict[str, int], rest: Any) -> None:
+    made: list[str] = []
+
+    def make(top: str, part: Any) -> int:
+        made.append(top)
+        return len(made)
+
+    trees = blank_mounts.Trees(0)
+    for whole in (WISHES, OTHER, WISHES, ([DATA], [], [])):
+        trees.add(whole, make)
+    assert made == ["proc", "dev", "sys", "proc"], "what two want alike is made once"
+    assert sorted(trees.fds()) == [1, 2, 3, 4]
+    assert trees.choose(wanted) == (ready, rest)
 
 
 def test_what_most_containers_have_is_all_mounted_ahead() -> None:
