@@ -16,6 +16,7 @@ import pytest
 
 from casemate.oci import imageconfig
 from casemate.oci import spec as oci
+from casemate.vm.template import usual
 from tests.vm.agent_guest import SHARE, VOLUMES, Guest, Process
 from tests.vm.support import Environment
 
@@ -51,6 +52,7 @@ done 2>&1
 part end; trap
 exit 7
 """
+DAY = 86400
 
 
 def sandbox(guest: Guest) -> dict[str, Any]:
@@ -166,6 +168,29 @@ def unbound(spec: dict[str, Any]) -> None:
     spec["linux"].pop("readonlyPaths")
 
 
+def of_docker(spec: dict[str, Any]) -> None:
+    spec["mounts"] = list(usual.CONTAINERS[0]["mounts"])
+    spec["linux"] |= usual.CONTAINERS[0]["linux"]
+
+
+def of_ctr(spec: dict[str, Any]) -> None:
+    spec["mounts"] = list(usual.CONTAINERS[1]["mounts"])
+    spec["linux"] |= usual.CONTAINERS[1]["linux"]
+
+
+def of_runc(spec: dict[str, Any]) -> None:
+    spec["mounts"] = list(usual.CONTAINERS[2]["mounts"])
+    spec["linux"] |= usual.CONTAINERS[2]["linux"]
+
+
+def of_nobody(spec: dict[str, Any]) -> None:
+    """Each of /proc, /dev and /sys as somebody else has it."""
+    spec["mounts"] = list(usual.CONTAINERS[0]["mounts"])
+    spec["linux"] |= usual.CONTAINERS[2]["linux"]
+    spec["linux"]["maskedPaths"] = list(reversed(spec["linux"]["maskedPaths"]))
+    spec["mounts"].append({"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]})
+
+
 def terminal(spec: dict[str, Any]) -> None:
     spec["process"]["terminal"] = True
     spec["process"]["user"] = {"uid": 33, "gid": 33}
@@ -183,17 +208,22 @@ def seccomp(spec: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
-def test_what_most_have_was_mounted_ahead(pair: Pair) -> None:
-    """Its devices are as old as the template."""
+@pytest.mark.parametrize("change", [plain, of_docker, of_ctr, of_runc, of_nobody], ids=lambda one: one.__name__)
+def test_what_most_have_was_mounted_ahead(pair: Pair, change: Callable[[dict[str, Any]], None]) -> None:
+    """Its devices are older than the day on which the guest then finds itself."""
+    today = int(time.time()) + DAY
     for ahead in (True, False):
-        begun = int(time.time())
-        process = pair.make(plain, ["stat", "-c", "%Y", "/dev/null", "/dev/pts", "/dev/shm", "/etc/hosts"])
+        given = {"sandbox": {**sandbox(pair.guest), "time_ns": today * 10**9}} if ahead else {}
+        process = pair.make(change, ["stat", "-c", "%Y", "/dev/null", "/dev/pts", "/dev/shm", "/etc/hosts"], **given)
         *made, hosts = map(int, process.output().split())
         assert process.wait().status == 0
-        assert hosts >= begun and all((when < begun) == ahead for when in made), (ahead, begun, made, hosts)
+        assert hosts >= today and all((when < today) == ahead for when in made), (ahead, today, made, hosts)
+    assert "not mounted ahead" not in pair.guest.console()
 
 
-@pytest.mark.parametrize("change", [plain, user, mounts, unbound, terminal, seccomp], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "change", [plain, user, mounts, unbound, terminal, seccomp, of_docker, of_runc], ids=lambda one: one.__name__
+)
 def test_the_runtime_makes_the_same(pair: Pair, change: Callable[[dict[str, Any]], None]) -> None:
     """All that a program can see and do is the same."""
     results = []

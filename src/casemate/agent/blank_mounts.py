@@ -238,6 +238,9 @@ def parts(mounts: list[dict[str, Any]], masked: list[str], fixed: list[str]) -> 
     for path in fixed:
         if (top := _top(path)) in found:
             found[top][2].append(path)
+    for _, *paths in found.values():
+        for listed in paths:
+            listed.sort()  # their order makes no difference
     return {top: part for top, part in found.items() if top and top not in unfit}
 
 

@@ -194,7 +194,7 @@ class Waiting:
             if not self._warmed.wait(WARM_SECONDS) or self._end is None or self._end.status != 0:
                 raise HypervisorError(f"a machine did not get warm: {self._end or 'no answer'}")
             calls.call("container.delete", {"id": WARM})
-            calls.call("sandbox.blank", {"spec": store.blank_spec()})  # this round's container had the one there was
+            calls.call("sandbox.blank", store.prepared())  # this round's container had the one there was
         finally:
             trees.detach(self.run_path, WARM)
         calls.call("sandbox.refresh", {})

@@ -183,7 +183,7 @@ def _boot_and_save(
         except LinkError as error:
             raise TemplateError(f"the guest did not come up: {why(str(error))}") from None
         progress("getting the guest ready")
-        calls.call("sandbox.prepare", {"spec": store.blank_spec()})
+        calls.call("sandbox.prepare", store.prepared())
         vm.save(files[2])
         return {key: line(value, 64) if isinstance(value, str) else value for key, value in hello.items()}
     finally:

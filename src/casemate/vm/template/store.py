@@ -43,8 +43,8 @@ CMDLINE = (
 """Of the kernel, and (in capitals: process 1 has it in its environment) of the agent's C library. The workers that the
 kernel has for each memory node would be in the window, and what the agent's threads need is to be in one place: each
 machine has for itself what is written to there."""
-BLANK = ("oci/spec.py", "oci/seccomp.py")
-"""What :func:`blank_spec` depends on."""
+BLANK = ("oci/spec.py", "oci/seccomp.py", "vm/template/usual.py")
+"""What :func:`prepared` depends on."""
 _ASK = "make another: casemate template create"
 _blank: dict[str, Any] | None = None
 
@@ -106,6 +106,13 @@ def blank_spec() -> dict[str, Any]:
 
         _blank = spec.build(imageconfig.ImageConfig(), spec.Wishes(command=("/",), hostname="casemate"), machine())
     return _blank
+
+
+def prepared() -> dict[str, Any]:
+    """What a guest is to make ready, as ``sandbox.prepare`` and ``sandbox.blank`` take it."""
+    from casemate.vm.template import usual
+
+    return {"spec": blank_spec(), "usual": usual.CONTAINERS}
 
 
 def _source(name: str) -> str:
