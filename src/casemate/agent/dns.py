@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from casemate.protocol.stream import Stream
 
 PORT = 53
+LIKELY = "127.0.0.11"
+"""Where Docker's name server is."""
 MAX_ADDRESSES = 8
 MAX_PENDING = 1024
 """Queries that wait for an answer; the oldest gives way to a new one."""
@@ -311,6 +313,22 @@ def serve(params: dict[str, Any], streams: Streams, group: str) -> None:
         listeners, links = _listen(addresses, group)
         _current = Relay(listeners, links, streams.by_name.pop("stdin"), streams.by_name.pop("stdout"))
         _current.start()
+
+
+def practise(group: str) -> None:
+    """Do what :func:`serve` begins with, and undo it: in guests that are made of this one it takes half of the time.
+
+    Arguments:
+        group: as for :func:`serve`.
+
+    Raises:
+        OSError: it cannot listen.
+    """
+    listeners, links = _listen([LIKELY], group)
+    for link in links:
+        os.close(link)
+    for listener in listeners:
+        listener.close()
 
 
 def _listen(addresses: list[str], group: str) -> tuple[list[Listener], list[int]]:

@@ -235,8 +235,17 @@ class Service:
         machine.settle()
         if params.get("spec") is not None:
             self._blank(params)
+            self._practise()
         late.settle()
         return {}
+
+    def _practise(self) -> None:
+        from casemate.agent import dns  # here, because most guests are not saved
+
+        try:
+            dns.practise(f"{self._places.cgroups}/{PARENT}")
+        except OSError as error:  # who wants it is told then
+            system.log(f"queries of names could not be taken: {error}")
 
     def _blank(self, params: dict[str, Any]) -> dict[str, Any]:
         from casemate.agent import blank  # here, because most guests are not saved
@@ -260,6 +269,7 @@ class Service:
         late.rest()
         machine.apply_network({})
         system.forget_names()
+        self._practise()
         late.settle()
         return {}
 

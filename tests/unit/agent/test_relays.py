@@ -386,3 +386,19 @@ def test_the_agent_reaches_the_host_without_its_extras() -> None:
     found = set(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split())
     extras = {f"casemate.agent.{name}" for name in ("dns", "redirect", "connect", "shm", "priority", "modules")}
     assert found & extras == set()
+
+
+def test_practising_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No socket, no program, nobody who listens."""
+    links: list[int] = []
+
+    def attach(group: str, ports: dict[bytes, int], port: int = 53) -> list[int]:
+        assert group == str(tmp_path) and list(ports) == [socket.inet_aton(dns.LIKELY)] and port == dns.PORT
+        links.append(os.open(tmp_path, os.O_RDONLY))
+        return list(links)
+
+    monkeypatch.setattr(redirect, "attach", attach)
+    before = sorted(os.listdir("/proc/self/fd"))
+    dns.practise(str(tmp_path))
+    assert len(links) == 1
+    assert sorted(os.listdir("/proc/self/fd")) == before
