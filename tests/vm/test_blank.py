@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from casemate.oci import imageconfig
 from casemate.oci import spec as oci
 from casemate.vm.template import usual
 from tests.vm.agent_guest import SHARE, VOLUMES, Guest, Process
-from tests.vm.support import Environment
+from tests.vm.support import Casemate, Environment
 
 LOOK = r"""
 part() { echo "== $1"; }
@@ -52,7 +52,7 @@ done 2>&1
 part end; trap
 exit 7
 """
-DAY = 86400
+DAY, MEMORY_MIB = 86400, 256
 
 
 def sandbox(guest: Guest) -> dict[str, Any]:
@@ -71,8 +71,14 @@ class Pair:
     """A guest in which the first container is made of a blank, and the second by the runtime."""
 
     def __init__(self, env: Environment) -> None:
-        self.guest = Guest(env, memory_mib=256)
+        self.guest = Guest(env, memory_mib=MEMORY_MIB)
         self.made = 0
+
+    def boot(self) -> None:
+        """Have the guest come up."""
+        (self.guest.volumes / "data").mkdir()
+        (self.guest.volumes / "data/file").write_text("here")
+        self.guest.boot()
 
     def make(self, change: Callable[[dict[str, Any]], None], words: list[str], **more: Any) -> Process:
         """Make the next one; both have one root file system's contents, but not one root file system."""
@@ -96,13 +102,12 @@ class Pair:
 
 
 @pytest.fixture
-def pair(env: Environment) -> Any:
-    """A guest from a template."""
+def pair(env: Environment) -> Iterator[Pair]:
+    """A guest from a template, which has to be there: else the first guests boot while it is made."""
+    Casemate(env)("template", "create", "--memory", f"{MEMORY_MIB}m", check=True, timeout=300)
     made = Pair(env)
     try:
-        (made.guest.volumes / "data").mkdir()
-        (made.guest.volumes / "data/file").write_text("here")
-        made.guest.boot()
+        made.boot()
         yield made
         assert "Traceback" not in made.guest.console()
     finally:
