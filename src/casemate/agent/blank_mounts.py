@@ -62,7 +62,6 @@ STAGE = "/run"
 """Where they are made, in a mount namespace of their own: any directory of the guest that is not needed for it."""
 
 
-
 def options(wanted: list[str]) -> tuple[int, str]:
     """The flags and the data of a mount's options."""
     flags, data = 0, []
