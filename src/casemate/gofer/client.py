@@ -54,6 +54,8 @@ class GoferClient:
         """Why there is no gofer any more."""
         self.on_gone: Callable[[str], None] | None = None
         """Called once with the reason: the sandbox has to end."""
+        self.ended: Callable[[int], int | None] = lambda pid: None
+        """Tells how its process ended where somebody else has waited for it (a status of waitpid(2))."""
         self.calls = 0
         """How many requests were answered."""
         self._tag = 0
@@ -195,7 +197,10 @@ class GoferClient:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:
-                return ""
+                found = self.ended(self.pid)
+                if found is None:
+                    return ""
+                pid, status = self.pid, found
             if pid:
                 self.pid = 0
                 code = os.waitstatus_to_exitcode(status)

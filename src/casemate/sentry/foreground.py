@@ -143,6 +143,8 @@ def _serve(
 ) -> int:
     kernel.platform.watch(gofer.fileno(), 1, gofer)
     gofer.on_gone = lambda reason: _gofer_gone(kernel, reason)
+    kernel.platform.others[gofer.pid] = None
+    gofer.ended = kernel.platform.others.get
     world.prepare(kernel)
 
     def trees(path: str, read_only: bool) -> FileSystem:

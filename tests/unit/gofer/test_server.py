@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -344,3 +345,20 @@ def test_as_a_program_it_sees_mounts_made_later(tmp_path: Path) -> None:
         mounts.umount(tmp_path / "share")
         client.close()
         assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("waited", [False, True], ids=["by itself", "by somebody else"])
+def test_it_is_said_how_the_process_ended_whoever_has_waited_for_it(waited: bool) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    client = GoferClient(ours, [Tree("/", True, True)], process.pid)
+    reasons: list[str] = []
+    client.on_gone = reasons.append
+    if waited:
+        found = os.waitpid(process.pid, 0)
+        client.ended = dict([found]).get
+    theirs.close()
+    client.ready(select.EPOLLIN)
+    assert reasons == ["the file server ended (SIGKILL)"]
+    process.returncode = -9  # it has been waited for
+    client.close()

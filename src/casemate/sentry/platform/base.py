@@ -225,6 +225,9 @@ class Platform(ABC):
     """Descriptor of a ``/proc`` of the host that shows its processes."""
     ceiling = 0
     """The host puts what asks for no place below this one, the highest free place first; 0 where nobody can say."""
+    others: dict[int, int | None]
+    """Children of this process that are no threads, entered by who wants to know how they end: the platform waits for
+    all children there are, and puts the status of waitpid(2) here."""
 
     @abstractmethod
     def spawn(self) -> HostThread:

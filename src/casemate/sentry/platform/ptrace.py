@@ -352,6 +352,7 @@ class PtracePlatform(Platform):
     def __init__(self, proc: int) -> None:
         self.proc = proc
         self.threads: dict[int, PtraceThread] = {}
+        self.others = {}
         self.missed: deque[tuple[int, int]] = deque()
         """Stops that were seen while another one was waited for."""
         self.running = 0
@@ -508,6 +509,8 @@ class PtracePlatform(Platform):
 
     def put_off(self, tid: int, status: int) -> None:
         """Have what a thread came to reported later."""
+        if self._is_other(tid, status):
+            return
         thread = self.threads.get(tid)
         if thread is not None and thread.running:
             thread.running = False
@@ -576,7 +579,16 @@ class PtracePlatform(Platform):
             self._report(events, tid, status)
         return count > 0
 
+    def _is_other(self, tid: int, status: int) -> bool:
+        """Whether it is a child that is no thread; how it ended is kept."""
+        if tid not in self.others:
+            return False
+        self.others[tid] = status
+        return True
+
     def _report(self, events: Events, tid: int, status: int) -> None:
+        if self._is_other(tid, status):
+            return
         thread = self.threads.get(tid)
         if thread is None:
             if os.WIFSTOPPED(status):
