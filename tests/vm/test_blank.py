@@ -173,19 +173,18 @@ def unbound(spec: dict[str, Any]) -> None:
     spec["linux"].pop("readonlyPaths")
 
 
-def of_docker(spec: dict[str, Any]) -> None:
-    spec["mounts"] = list(usual.CONTAINERS[0]["mounts"])
-    spec["linux"] |= usual.CONTAINERS[0]["linux"]
+def of(number: int, name: str) -> Callable[[dict[str, Any]], None]:
+    """As an engine's are."""
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["mounts"] = list(usual.CONTAINERS[number]["mounts"])
+        spec["linux"] |= usual.CONTAINERS[number]["linux"]
+
+    change.__name__ = name
+    return change
 
 
-def of_ctr(spec: dict[str, Any]) -> None:
-    spec["mounts"] = list(usual.CONTAINERS[1]["mounts"])
-    spec["linux"] |= usual.CONTAINERS[1]["linux"]
-
-
-def of_runc(spec: dict[str, Any]) -> None:
-    spec["mounts"] = list(usual.CONTAINERS[2]["mounts"])
-    spec["linux"] |= usual.CONTAINERS[2]["linux"]
+OF_DOCKER, OF_CTR, OF_RUNC = of(0, "docker"), of(1, "ctr"), of(2, "runc")
 
 
 def of_nobody(spec: dict[str, Any]) -> None:
@@ -213,7 +212,7 @@ def seccomp(spec: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("change", [plain, of_docker, of_ctr, of_runc, of_nobody], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("change", [plain, OF_DOCKER, OF_CTR, OF_RUNC, of_nobody], ids=lambda one: one.__name__)
 def test_what_most_have_was_mounted_ahead(pair: Pair, change: Callable[[dict[str, Any]], None]) -> None:
     """Its devices are older than the day on which the guest then finds itself."""
     today = int(time.time()) + DAY
@@ -227,7 +226,7 @@ def test_what_most_have_was_mounted_ahead(pair: Pair, change: Callable[[dict[str
 
 
 @pytest.mark.parametrize(
-    "change", [plain, user, mounts, unbound, terminal, seccomp, of_docker, of_runc], ids=lambda one: one.__name__
+    "change", [plain, user, mounts, unbound, terminal, seccomp, OF_DOCKER, OF_RUNC], ids=lambda one: one.__name__
 )
 def test_the_runtime_makes_the_same(pair: Pair, change: Callable[[dict[str, Any]], None]) -> None:
     """All that a program can see and do is the same."""

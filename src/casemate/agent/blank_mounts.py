@@ -134,22 +134,28 @@ def build(usual: list[Part]) -> Trees:
     try:
         mount("", "/", "", MS_REC | MS_PRIVATE)
         for whole in usual:
-            mount("tmpfs", STAGE, "tmpfs")  # over the one before, if there was one
-            root = os.open(STAGE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                trees.add(whole, lambda top, part, root=root: _make_tree(root, top, part))  # type: ignore[misc]
-            except OSError as error:
-                log(f"not mounted ahead: {error.filename}: {error.strerror}")
-            os.close(root)
+            _add(trees, whole)
     finally:
         syscall("setns", home, CLONE_NEWNS)
         os.close(home)
     return trees
 
 
-def _make_tree(root: int, top: str, part: Part) -> int:
-    _fill(root, part, [], devices=top == "dev")
-    return open_tree(root, top, True)
+def _add(trees: Trees, whole: Part) -> None:
+    """What one container wants; as much of it as can be."""
+    mount("tmpfs", STAGE, "tmpfs")  # over the one before, if there was one
+    root = os.open(STAGE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def make(top: str, part: Part) -> int:
+        _fill(root, part, [], devices=top == "dev")
+        return open_tree(root, top, True)
+
+    try:
+        trees.add(whole, make)
+    except OSError as error:
+        log(f"not mounted ahead: {error.filename}: {error.strerror}")
+    finally:
+        os.close(root)
 
 
 class Trees:
